@@ -1,0 +1,351 @@
+"""Every knob of vitdc: one pydantic model per section of `params.yaml`.
+
+A section's name is the same in `params.yaml`, in DVC's `params:`, in the step signatures of
+`steps.py` and in the Kubeflow pipeline. A knob is documented once, under its field; the command
+`vitdc params` prints these texts. Numbers may arrive as doubles (Kubeflow sends every number as
+one): 32.0 is a valid integer, 32.5 is not.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vitdc.errors import InputError
+
+
+def _refuse_bool(value: Any) -> Any:
+    """Keep YAML's `true` from passing for the number 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+Number = BeforeValidator(_refuse_bool)
+PositiveInt = Annotated[int, Number, Field(ge=1)]
+NonNegativeInt = Annotated[int, Number, Field(ge=0)]
+PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Number, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`. Unknown keys are errors that name the nearest valid one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Check `values` against the section's fields.
+
+        Args:
+            values: Plain mapping, e.g. one section of a YAML file or a Kubeflow dict parameter.
+            where: Named in the error message: the file or the command line option.
+
+        Raises:
+            InputError: A key is unknown or a value has a wrong type or range; all are named.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(_describe(cls, problem) for problem in error.errors())
+            raise InputError(f"{where}: {problems}") from None
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are prepared."""
+
+    source: str = "digits"
+    """`digits` (scikit-learn's 1,797 digits, offline), a torchvision set by its class name
+    (CIFAR10, CIFAR100, FashionMNIST, MNIST, STL10, SVHN), `folder` (your own images under
+    `data.root`) or `s3://bucket/prefix`."""
+    root: str | None = None
+    """Folder to read from. With `folder`: your images; class sub-folders become labels, a flat
+    folder has none. With a torchvision set: where its files are or go; null means `data`."""
+    endpoint_url: str | None = None
+    """S3-compatible store for an `s3://` source; null means AWS itself."""
+    image_size: PositiveInt | None = None
+    """Side in pixels; images are resized and centre-cropped to a square of it. Null keeps a
+    set's own size; `folder` and `s3://` need a number."""
+    channels: Literal[1, 3] | None = None
+    """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder` and
+    `s3://`."""
+    test_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.2
+    """Share held out for testing, stratified by label, where a source has no split of its own."""
+    max_train: PositiveInt | None = None
+    """Keep at most this many training images, stratified by label; null keeps all."""
+    max_test: PositiveInt | None = None
+    """Keep at most this many test images, stratified by label; null keeps all."""
+    max_unreadable: NonNegativeInt = 0
+    """How many unreadable images may be skipped (and are counted) before `prepare` refuses."""
+    max_pixels: PositiveInt = 64_000_000
+    """An image with more pixels counts as a decompression bomb and is unreadable."""
+    num_workers: PositiveInt | None = None
+    """Processes that decode images; null means one per CPU core. The result does not depend on
+    it."""
+    seed: NonNegativeInt = 0
+    """Seed of the split and of the subsets. Separate from the top-level `seed`, so that runs with
+    different seeds are scored on the same test images."""
+
+
+class ModelConfig(Section):
+    """The Vision Transformer: a timm model and what to change in it."""
+
+    name: str = "vit_tiny_patch16_224"
+    """Any timm `vit_*` model; the fields below override its architecture."""
+    image_size: PositiveInt | None = None
+    """Side of the images the model sees; other sizes are resized to it in the batch. Null means
+    the size of the prepared images."""
+    patch_size: PositiveInt | None = None
+    """Side P of a patch (eq. 1); must divide the image size. Null keeps timm's."""
+    embed_dim: PositiveInt | None = None
+    """Width D of the tokens and of the embedding; null keeps timm's."""
+    depth: PositiveInt | None = None
+    """Number L of encoder layers (eq. 2-3); null keeps timm's."""
+    num_heads: PositiveInt | None = None
+    """Attention heads per layer; must divide the width. Null keeps timm's."""
+    pooling: Literal["token", "mean"] = "mean"
+    """The image representation: the class `token` (the paper's) or the `mean` of the patches."""
+    normalize: bool = True
+    """L2-normalise embeddings. `false` is the paper's letter; the clustering loss can then be
+    lowered by merely shrinking the embeddings."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth rate of the last layer, rising linearly from 0 at the first."""
+    pretrained: bool | str = False
+    """`true` loads timm's weights (downloaded by timm), a path loads that `.safetensors` file."""
+
+
+class TrainingConfig(Section):
+    """How long and how to train; AdamW with warm-up and cosine decay."""
+
+    epochs: NonNegativeInt = 10
+    """Passes over the training images."""
+    batch_size: PositiveInt = 128
+    """Images per optimizer step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate, reached at the end of the warm-up."""
+    final_learning_rate: NonNegativeFloat = 0.0
+    """Learning rate that the cosine ends at, as a share of the peak."""
+    warmup_epochs: NonNegativeFloat = 1.0
+    """Length of the linear warm-up, in epochs."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's decoupled decay; biases, norms and position embeddings have none."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes, in training only."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    shift: Fraction = 0.0
+    """Largest random shift, as a share of the image side."""
+    rotate: Annotated[float, Number, Field(ge=0, le=180)] = 0.0
+    """Largest random rotation, in degrees."""
+    zoom: Fraction = 0.0
+    """Largest random change of scale: 0.1 means 0.9 to 1.1."""
+    jitter: Fraction = 0.0
+    """Largest random change of brightness and of contrast: 0.2 means 0.8 to 1.2."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of timm's mixup; 0 turns it off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of timm's cutmix; 0 turns it off."""
+
+
+class PretrainingConfig(TrainingConfig):
+    """The initial training with cross-entropy (eq. 5)."""
+
+
+class JointConfig(TrainingConfig):
+    """The retraining of every round with the joint loss (eq. 8)."""
+
+    gamma: NonNegativeFloat = 0.1
+    """Weight of the clustering loss; 0 is the control without it."""
+
+
+class ClusteringConfig(Section):
+    """k-means on the training embeddings (faiss)."""
+
+    num_clusters: PositiveInt = 10
+    """Number k of clusters."""
+    num_iterations: PositiveInt = 50
+    """Lloyd iterations per restart."""
+    num_restarts: PositiveInt = 10
+    """Random starts in round 0, of which the best counts; later rounds start from the centroids
+    of the round before."""
+    max_points_per_centroid: PositiveInt | None = None
+    """Train on a random subset of this many embeddings per cluster; null trains on all."""
+    silhouette_samples: NonNegativeInt = 1000
+    """Embeddings the silhouette is estimated on; 0 leaves it out."""
+
+
+class ConvergenceConfig(Section):
+    """When the rounds stop."""
+
+    epsilon: NonNegativeFloat = 0.01
+    """Stop when the joint loss falls by less than this from one round to the next."""
+    max_rounds: PositiveInt = 10
+    """Stop after this many rounds in any case."""
+
+
+class EvaluationConfig(Section):
+    """The scores, pictures and report of a finished run."""
+
+    pixel_baseline: bool = True
+    """Also cluster the raw pixels with k-means, the floor to beat."""
+    decoder_steps: NonNegativeInt = 400
+    """Training steps of the decoder that turns embeddings back into pictures; 0 leaves the
+    decoded pictures out."""
+    gallery_size: PositiveInt = 12
+    """Pictures per cluster in the gallery."""
+    map_points: NonNegativeInt = 1000
+    """Images on the 2-D map; 0 leaves the map out."""
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded (MLflow)."""
+
+    enabled: bool = True
+    """`false` records nothing."""
+    experiment: str = "vitdc"
+    """MLflow experiment that the runs belong to."""
+    run_name: str | None = None
+    """Name of the run; null means one that says what was run."""
+
+
+class ComputeConfig(Section):
+    """The machine. Results are bit-for-bit the same only for the same device and thread count."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto` takes a GPU if there is one; naming a device that is not there is an error."""
+    num_threads: PositiveInt = 2
+    """CPU threads of torch and faiss. Another number gives other bytes."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the training; `auto` means bfloat16 on GPUs that have it, float32 elsewhere.
+    Embeddings and losses that are compared are always computed in float32."""
+    embedding_batch_size: PositiveInt = 512
+    """Images per batch of the embedding pass."""
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything random except the data split."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    joint: JointConfig = JointConfig()
+    convergence: ConvergenceConfig = ConvergenceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections_are_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {k: {} if v is None and k in cls.section_names() else v for k, v in values.items()}
+
+    @classmethod
+    def section_names(cls) -> tuple[str, ...]:
+        """Names of the sections, in the order of `params.yaml`."""
+        return tuple(name for name in cls.model_fields if name != "seed")
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a parameter file and apply `section.key=value` overrides.
+
+        Raises:
+            InputError: The file is missing, is not YAML, or a parameter is wrong.
+        """
+        values = _read_yaml(path)
+        overrides = tuple(overrides)
+        for override in overrides:
+            _apply_override(values, override)
+        where = str(path) + (f" with -S {' -S '.join(overrides)}" if overrides else "")
+        return cls.parse(values, where=where)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such parameter file; run in the repository's root or name one with"
+            " --params"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: sections like `data:` are needed, not a {type(values).__name__}")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` (or `seed=value`) in place; the value is read as YAML."""
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise InputError(f"-S {override}: write it as section.key=value, e.g. -S joint.gamma=0")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"-S {override}: {text!r} is not a valid YAML value") from None
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        values = inner
+    values[key] = value
+
+
+def _describe(root: type[Section], problem: Any) -> str:
+    """One pydantic problem in the user's words: which parameter, what is wrong, what is valid."""
+    location = [str(part) for part in problem["loc"]]
+    section, names = root, []
+    for part in location:
+        field = section.model_fields.get(part)
+        names.append(part)
+        if field is None:
+            break
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            section = field.annotation
+    name = ".".join(names) or "parameters"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown parameter {name}; {_suggest(root, name)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = problem["input"]
+    shown = "" if isinstance(value, Mapping) else f" (got {value!r})"
+    return f"{name}: {message}{shown}"
+
+
+def _suggest(root: type[Section], name: str) -> str:
+    """The nearest valid name, or all of the section's where none is near."""
+    valid = _parameter_names(root)
+    parent, _, key = name.rpartition(".")
+    siblings = {v.rpartition(".")[2]: v for v in valid if v.rpartition(".")[0] == parent}
+    near = [siblings[k] for k in difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)]
+    near += [v for v in valid if v.rpartition(".")[2] == key]
+    near += difflib.get_close_matches(name, valid, n=1, cutoff=0.85)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "valid are " + ", ".join(siblings.values())
+
+
+def _parameter_names(root: type[Section], prefix: str = "") -> list[str]:
+    names = []
+    for key, field in root.model_fields.items():
+        names.append(prefix + key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names.extend(_parameter_names(field.annotation, f"{prefix}{key}."))
+    return names
