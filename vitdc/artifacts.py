@@ -18,7 +18,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -47,20 +47,27 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)
+    remove(partial)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         yield partial
-        _remove(path)
+        remove(path)
         partial.rename(path)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
-def _remove(path: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copy an artifact; like every artifact, the copy appears whole or not at all."""
+    with replacing(target) as directory:
+        shutil.copytree(source, directory, dirs_exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory; nothing happens where there is none."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -105,7 +112,7 @@ def writing(path: Path, kind: str, made_by: Mapping[str, Any]) -> Iterator[Write
         writer = Writer(directory)
         yield writer
         files = {
-            str(file.relative_to(directory)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            file.relative_to(directory).as_posix(): _describe_file(file)
             for file in sorted(directory.rglob("*"))
             if file.is_file()
         }
@@ -119,8 +126,16 @@ def writing(path: Path, kind: str, made_by: Mapping[str, Any]) -> Iterator[Write
         write_json(directory / "artifact.json", description)
 
 
+def _describe_file(file: Path) -> dict[str, Any]:
+    description: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    if file.suffix == ".npy":
+        array = _read_array(file)
+        description |= {"shape": list(array.shape), "dtype": str(array.dtype)}
+    return description
+
+
 def read_metadata(path: Path, kind: str, *, verify: bool = True) -> dict[str, Any]:
-    """Check the artifact at `path` and return its metadata, with `made_by` inside.
+    """Check the artifact at `path` and return its metadata.
 
     Raises:
         InputError: There is no artifact, it is of another kind or format version, or a payload
@@ -148,7 +163,7 @@ def read_metadata(path: Path, kind: str, *, verify: bool = True) -> dict[str, An
         )
     if verify:
         _verify_files(path, files)
-    return {**metadata, "made_by": description.get("made_by", {})}
+    return dict(metadata)
 
 
 def _verify_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -165,6 +180,13 @@ def _verify_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                 f"{file}: corrupt (not the bytes that were written); run the step that writes"
                 f" {path} again"
             )
+
+
+def made_by(path: Path) -> dict[str, Any]:
+    """What made the artifact at `path`: step, digests of its inputs, sections, seed."""
+    description = json.loads((Path(path) / "artifact.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = description["made_by"]
+    return found
 
 
 def digest(path: Path) -> str:
@@ -195,8 +217,7 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) 
         writer.writerows(rows)
 
 
-def _read_array(path: Path, name: str) -> np.ndarray:
-    file = path / f"{name}.npy"
+def _read_array(file: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an array without elements cannot be mapped
@@ -261,8 +282,8 @@ class Dataset:
         metadata = read_metadata(path, cls.kind)
         splits = {
             split: Split(
-                images=_read_array(path, f"{split}_images"),
-                labels=np.asarray(_read_array(path, f"{split}_labels")),
+                images=_read_array(path / f"{split}_images.npy"),
+                labels=np.array(_read_array(path / f"{split}_labels.npy")),
             )
             for split in SPLITS
         }
@@ -401,7 +422,7 @@ class Embeddings:
         metadata = read_metadata(path, cls.kind)
         names = [f.name for f in fields(SplitEmbeddings)]
         splits = {
-            split: SplitEmbeddings(**{n: _read_array(path, f"{split}_{n}") for n in names})
+            split: SplitEmbeddings(**{n: _read_array(path / f"{split}_{n}.npy") for n in names})
             for split in SPLITS
         }
         return cls(round=metadata["round"], **splits)
@@ -493,14 +514,14 @@ class Clustering:
         metadata = read_metadata(path, cls.kind)
         splits = {
             split: SplitClustering(
-                assignment=_read_array(path, f"{split}_assignment"),
-                distance=_read_array(path, f"{split}_distance"),
+                assignment=_read_array(path / f"{split}_assignment.npy"),
+                distance=_read_array(path / f"{split}_distance.npy"),
             )
             for split in SPLITS
         }
         return cls(
             round=metadata["round"],
-            centroids=np.asarray(_read_array(path, "centroids")),
+            centroids=np.asarray(_read_array(path / "centroids.npy")),
             **splits,
             scores=ClusteringScores.from_dict(metadata["scores"]),
             config=metadata["config"],
@@ -555,6 +576,17 @@ class RoundRow:
     @classmethod
     def header(cls) -> list[str]:
         return [f.name for f in fields(cls)]
+
+    def with_scores(self, scores: ClusteringScores) -> Self:
+        """The row completed with the clustering that ends the round."""
+        return replace(
+            self,
+            nmi_train=scores.train.nmi,
+            nmi_test=scores.test.nmi,
+            ari_test=scores.test.ari,
+            acc_test=scores.test.acc,
+            changed=scores.changed,
+        )
 
 
 @dataclass(frozen=True)
@@ -613,3 +645,120 @@ class RoundPaths(NamedTuple):
     def in_directory(cls, directory: Path) -> Self:
         """The paths inside a round's directory, as `refine` lays it out."""
         return cls(*(directory / name for name in cls._fields))
+
+
+# --- Evaluation --------------------------------------------------------------------------------
+
+
+class ClusterRow(NamedTuple):
+    """One row of clusters.csv: an image, its split, its class, its cluster and the distance."""
+
+    image: str
+    split: str
+    label: str
+    cluster: int
+    distance: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a run, as people read them.
+
+    Payload: metrics.json, rounds.csv, clusters.csv, report.html, figures/*.png and
+    model/{checkpoint,clustering} of the best round.
+
+    Attributes:
+        metrics: The content of metrics.json.
+        rows: The content of rounds.csv.
+        path: Where the files lie.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+
+    metrics: dict[str, Any]
+    rows: list[RoundRow]
+    path: Path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        path = Path(path)
+        metadata = read_metadata(path, cls.kind)
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        return cls(metrics, [RoundRow(**row) for row in metadata["rows"]], path)
+
+    def save(
+        self,
+        *,
+        clusters: Iterable[ClusterRow],
+        report: str,
+        figures: Mapping[str, bytes],
+        model: RoundPaths,
+        made_by: Mapping[str, Any],
+    ) -> None:
+        """Write everything to `self.path`.
+
+        Args:
+            clusters: Streamed into clusters.csv.
+            report: HTML page.
+            figures: PNG file per name.
+            model: The best round, whose checkpoint and clustering are copied.
+            made_by: As in `writing`.
+        """
+        with writing(self.path, self.kind, made_by) as writer:
+            writer.metadata = {"rows": [asdict(row) for row in self.rows]}
+            write_json(writer.directory / "metrics.json", self.metrics)
+            write_rounds_csv(writer.directory / "rounds.csv", self.rows)
+            writer.rows("clusters", ClusterRow._fields, clusters)
+            (writer.directory / "report.html").write_text(report, encoding="utf-8")
+            (writer.directory / "figures").mkdir()
+            for name, png in figures.items():
+                (writer.directory / "figures" / f"{name}.png").write_bytes(png)
+            copy(model.checkpoint, writer.directory / "model" / "checkpoint")
+            copy(model.clustering, writer.directory / "model" / "clustering")
+
+
+# --- Training state (scratch) ------------------------------------------------------------------
+
+
+class TrainingState(NamedTuple):
+    """The state of a training after an epoch, kept in scratch. Payload: state.safetensors.
+
+    Attributes:
+        weights: The model's state dict.
+        moments: The optimizer's state: name -> tensor, per parameter index.
+        history: A row per finished epoch.
+    """
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[int, dict[str, torch.Tensor]]
+    history: list[dict[str, float]]
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
+        for index, moments in self.moments.items():
+            tensors |= {f"moments/{index}/{name}": tensor for name, tensor in moments.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with writing(path, "training-state", {}) as writer:
+            save_file(tensors, writer.directory / "state.safetensors")
+            writer.metadata = {"history": self.history}
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """The state kept at `path`; None where there is none. A damaged one is an error."""
+        from safetensors.torch import load_file
+
+        if not (path / "artifact.json").exists():
+            return None
+        metadata = read_metadata(path, "training-state")
+        weights: dict[str, torch.Tensor] = {}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(path / "state.safetensors").items():
+            kind, name = key.split("/", 1)
+            if kind == "weights":
+                weights[name] = tensor
+            else:
+                index, name = name.split("/")
+                moments.setdefault(int(index), {})[name] = tensor
+        return cls(weights, moments, metadata["history"])

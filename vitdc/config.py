@@ -40,6 +40,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @classmethod
+    def section_name(cls) -> str:
+        """The section's name in `params.yaml`, e.g. "pretraining" for PretrainingConfig."""
+        return cls.__name__.removesuffix("Config").lower()
+
+    @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
         """Check `values` against the section's fields.
 

@@ -1,0 +1,263 @@
+"""What a finished run is worth: scores, table of rounds, clusters of every image, report data.
+
+Takes loaded artifacts and returns values; `steps.evaluate` loads and writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vitdc import metrics
+from vitdc.artifacts import (
+    SPLITS,
+    Clustering,
+    ClusterRow,
+    Dataset,
+    Embeddings,
+    Round,
+    RoundRow,
+    SplitScores,
+)
+from vitdc.clustering import assign, kmeans
+from vitdc.config import ClusteringConfig, EvaluationConfig
+from vitdc.report import (
+    Decoded,
+    ReportData,
+    Snapshot,
+    choose_map_indices,
+    map_coordinates,
+    pictured_images,
+)
+from vitdc.seeding import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+
+PIXEL_BYTES = 512 * 2**20  # memory that the pixel baseline may take for its training points
+
+
+class Findings(NamedTuple):
+    """The embeddings of a round and their clusters."""
+
+    embeddings: Embeddings
+    clustering: Clustering
+
+
+def complete_rows(history: Round, *, initial: Findings, last: Clustering) -> list[RoundRow]:
+    """The rows of rounds.csv, with what only the end of a run knows.
+
+    That is the cross-entropy of round 0 and the scores of the last round.
+    """
+    first = replace(history.rows[0], cross_entropy=_mean(initial.embeddings.train.cross_entropy))
+    return [first, *history.rows[1:-1], history.current.with_scores(last.scores)]
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean in float64 of what is not NaN; None where everything is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
+
+
+def collect_metrics(
+    dataset: Dataset,
+    best: Findings,
+    history: Round,
+    *,
+    pixels: dict[str, SplitScores] | None,
+) -> dict[str, Any]:
+    """The content of metrics.json: the scores of the best round and how the rounds ended.
+
+    Args:
+        dataset: With the labels.
+        best: The best round.
+        history: The last Round.
+        pixels: Scores of the pixel baseline; None leaves them out.
+    """
+    scores = best.clustering.scores
+    found: dict[str, Any] = {
+        "train": scores.train._asdict(),
+        "test": scores.test._asdict(),
+        "head_accuracy": {
+            split: metrics.accuracy(
+                dataset.split(split).labels, best.embeddings.split(split).predicted
+            )
+            for split in SPLITS
+        },
+        "rounds": history.current.round,
+        "best_round": history.best_round,
+        "stop_reason": history.verdict,
+        "loss": history.rows[history.best_round].loss,
+    }
+    if pixels is not None:
+        found["pixel_kmeans"] = {split: values._asdict() for split, values in pixels.items()}
+    return found
+
+
+def score_pixels(
+    dataset: Dataset, config: ClusteringConfig, *, seed: int
+) -> dict[str, SplitScores]:
+    """k-means on the raw pixels: the floor that embeddings must beat.
+
+    Args:
+        dataset: Its training images are clustered, on a random subset where all of them would
+            not fit into `PIXEL_BYTES`; test images go to their nearest centroid.
+        config: The same settings as for the embeddings.
+        seed: Of the random starts.
+
+    Returns:
+        Scores per split.
+    """
+    flat = {
+        name: dataset.split(name).images.reshape(len(dataset.split(name)), -1) for name in SPLITS
+    }
+    affordable = PIXEL_BYTES // (4 * flat["train"].shape[1] * config.num_clusters)
+    limit = min(config.max_points_per_centroid or affordable, affordable)
+    config = config.model_copy(update={"max_points_per_centroid": max(1, limit)})
+    centroids = kmeans(flat["train"], config, seed=seed).centroids
+    return {
+        name: metrics.score_split(dataset.split(name).labels, assign(pixels, centroids)[0])
+        for name, pixels in flat.items()
+    }
+
+
+def cluster_rows(dataset: Dataset, clustering: Clustering) -> Iterator[ClusterRow]:
+    """Stream the rows of clusters.csv, in the order of the data set."""
+    position = dict.fromkeys(SPLITS, 0)
+    for image, split in dataset.image_names():
+        index = position[split]
+        position[split] += 1
+        label = dataset.split(split).labels[index]
+        found = clustering.split(split)
+        yield ClusterRow(
+            image=image,
+            split=split,
+            label=dataset.class_names[label] if label >= 0 else "",
+            cluster=int(found.assignment[index]),
+            distance=f"{found.distance[index]:.6f}",
+        )
+
+
+def report_data(
+    dataset: Dataset,
+    *,
+    initial: Findings,
+    best: Findings,
+    history: Round,
+    rows: list[RoundRow],
+    found: dict[str, Any],
+    parameters: dict[str, Any],
+    config: EvaluationConfig,
+    device: torch.device,
+    seed: int,
+) -> ReportData:
+    """Everything the report shows, with decoded pictures and the map where they are asked for.
+
+    The held-out images are shown; the training images where there are none.
+
+    Args:
+        dataset: The images.
+        initial: Round 0.
+        best: The best round.
+        history: The last Round.
+        rows: Complete rows.
+        found: The content of metrics.json.
+        parameters: Section -> knob -> value.
+        config: The `evaluation` section.
+        device: Where the decoder is trained.
+        seed: Of the run.
+    """
+    shown = "test" if len(dataset.test) else "train"
+    split = dataset.split(shown)
+    data = ReportData(
+        title=f"Deep clustering of {dataset.name}",
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        parameters=parameters,
+        metrics=found,
+        rows=rows,
+        verdict=history.verdict,
+        best_round=history.best_round,
+        epsilon=history.epsilon,
+        gamma=history.gamma,
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        num_unreadable=dataset.num_unreadable,
+        images=split.images,
+        labels=split.labels,
+        before=_snapshot(initial, shown),
+        after=_snapshot(best, shown),
+        gallery_size=config.gallery_size,
+        split=shown,
+    )
+    data = _with_map(data, max_points=config.map_points, seed=derive_seed(seed, "map"))
+    if not config.decoder_steps:
+        return data
+    decoded = [
+        _decode(
+            findings,
+            dataset,
+            data,
+            steps=config.decoder_steps,
+            seed=derive_seed(seed, "decoder"),  # the same one for both rounds
+            device=device,
+        )
+        for findings in (initial, best)
+    ]
+    return replace(
+        data,
+        before=replace(data.before, decoded=decoded[0]),
+        after=replace(data.after, decoded=decoded[1]),
+    )
+
+
+def _snapshot(findings: Findings, split: str) -> Snapshot:
+    clusters = findings.clustering.split(split)
+    return Snapshot(
+        round=findings.clustering.round,
+        embedding=findings.embeddings.split(split).embedding,
+        assignment=np.asarray(clusters.assignment),
+        distance=np.asarray(clusters.distance),
+        centroids=findings.clustering.centroids,
+    )
+
+
+def _with_map(data: ReportData, *, max_points: int, seed: int) -> ReportData:
+    indices = choose_map_indices(len(data.labels), max_points=max_points, seed=seed)
+    if not len(indices):
+        return data
+    before, after = map_coordinates(
+        data.before.embedding[indices], data.after.embedding[indices], seed=seed
+    )
+    return replace(
+        data,
+        map_indices=indices,
+        before=replace(data.before, coordinates=before),
+        after=replace(data.after, coordinates=after),
+    )
+
+
+def _decode(
+    findings: Findings,
+    dataset: Dataset,
+    data: ReportData,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device,
+) -> Decoded:
+    """Train the decoder on the training images and decode those that the gallery shows."""
+    from vitdc.decoder import decode, reconstruction_error, train_decoder
+
+    train = findings.embeddings.train.embedding
+    decoder = train_decoder(train, dataset.train.images, steps=steps, seed=seed, device=device)
+    shown = findings.embeddings.split(data.split).embedding
+    indices = pictured_images(data)
+    return Decoded(
+        indices=indices,
+        images=decode(decoder, shown[indices]),
+        error=reconstruction_error(decoder, shown, data.images),
+    )

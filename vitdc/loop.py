@@ -1,0 +1,171 @@
+"""The rounds in one process: retrain, embed, check, cluster, until the check says stop.
+
+The work directory is the final layout of the rounds, `NN/{checkpoint,embeddings,clustering,round}`.
+With a scratch directory it lives there, named by a hash of the inputs, and every finished artifact
+in it is taken as done; so an interrupted run continues where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitdc import artifacts, steps
+from vitdc.artifacts import CONTINUE, Checkpoint, Clustering, Round, RoundPaths, RoundRow
+from vitdc.config import ClusteringConfig, ComputeConfig, ConvergenceConfig, JointConfig
+from vitdc.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+OnRound = Callable[[list[RoundRow], Checkpoint], None]
+
+
+def refine(
+    *,
+    dataset: Path,
+    checkpoint: Path,
+    clustering: ClusteringConfig,
+    joint: JointConfig,
+    convergence: ConvergenceConfig,
+    compute: ComputeConfig,
+    seed: int,
+    output: Path,
+    scratch: Path | None = None,
+    on_round: OnRound | None = None,
+) -> Round:
+    """Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the paper).
+
+    Args:
+        dataset: Directory of the Dataset.
+        checkpoint: Directory of the Checkpoint of round 0.
+        clustering: The k-means settings.
+        joint: gamma, and how long and how to train in a round.
+        convergence: epsilon and the most rounds.
+        compute: Device, threads and precision.
+        seed: Seed of the trainings and of the clustering.
+        output: Directory of the rounds, one sub-directory per round.
+        scratch: Directory for unfinished work; an interrupted run continues from it.
+        on_round: Called after every round, round 0 included, with the rows so far and the
+            checkpoint that ended it.
+    """
+    made_by = {
+        "step": "refine",
+        "inputs": [artifacts.digest(dataset), artifacts.digest(checkpoint)],
+        "sections": [s.model_dump() for s in (clustering, joint, convergence, compute)],
+        "seed": seed,
+    }
+    with _workplace(output, scratch and scratch / steps.scratch_key(made_by)) as work:
+
+        def embed_and_cluster(here: RoundPaths, previous: Path | None) -> None:
+            _once(
+                steps.embed,
+                dataset=dataset,
+                checkpoint=here.checkpoint,
+                compute=compute,
+                output=here.embeddings,
+            )
+            _once(
+                steps.cluster,
+                dataset=dataset,
+                embeddings=here.embeddings,
+                previous=previous,
+                clustering=clustering,
+                compute=compute,
+                seed=seed,
+                output=here.clustering,
+            )
+
+        here = RoundPaths.in_directory(work / "00")
+        if not here.checkpoint.exists():
+            artifacts.copy(checkpoint, here.checkpoint)
+        embed_and_cluster(here, None)
+        history = Round(rows=[RoundRow(round=0, verdict=CONTINUE)])
+        _report(history.rows, here, on_round)
+        while history.verdict == CONTINUE:
+            number = history.current.round + 1
+            before, here = here, RoundPaths.in_directory(work / f"{number:02d}")
+            _once(
+                steps.retrain,
+                dataset=dataset,
+                checkpoint=before.checkpoint,
+                clustering=before.clustering,
+                joint=joint,
+                compute=compute,
+                seed=seed,
+                output=here.checkpoint,
+                scratch=work / "training" if scratch else None,
+            )
+            embed_and_cluster(here, before.clustering)
+            _once(
+                steps.check,
+                embeddings=here.embeddings,
+                clustering=before.clustering,
+                previous=round_path(before) if number > 1 else None,
+                joint=joint,
+                convergence=convergence,
+                output=round_path(here),
+            )
+            history = Round.load(round_path(here))
+            _report(history.rows, here, on_round)
+    return history
+
+
+def round_path(here: RoundPaths) -> Path:
+    """Where `refine` puts the Round beside a round's other artifacts."""
+    return here.checkpoint.with_name("round")
+
+
+def round_directories(rounds: Path) -> list[Path]:
+    """The directories that `refine` wrote, round 0 first.
+
+    Raises:
+        InputError: There are none, or the last has no Round.
+    """
+    found = sorted(path for path in Path(rounds).glob("[0-9]*") if path.is_dir())
+    if len(found) < 2:
+        raise InputError(f"{rounds}: no finished rounds here; run `vitdc refine` first")
+    return found
+
+
+def round_arguments(directories: list[Path]) -> dict[str, Any]:
+    """The arguments of `steps.evaluate` that name rounds, from the directories of all rounds."""
+    paths = [RoundPaths.in_directory(directory) for directory in directories]
+    return {
+        "initial": paths[0],
+        "previous": paths[-2],
+        "last": paths[-1],
+        "round": round_path(paths[-1]),
+    }
+
+
+def _once(step: Callable[..., object], *, output: Path, **inputs: object) -> None:
+    """Run a step unless its artifact is there: artifacts appear whole or not at all."""
+    if not output.exists():
+        step(output=output, **inputs)
+
+
+def _report(rows: list[RoundRow], here: RoundPaths, on_round: OnRound | None) -> None:
+    if on_round is not None:
+        scores = Clustering.load(here.clustering).scores
+        on_round([*rows[:-1], rows[-1].with_scores(scores)], Checkpoint.load(here.checkpoint))
+
+
+@contextmanager
+def _workplace(output: Path, resumable: Path | None) -> Iterator[Path]:
+    """Where the rounds grow: a directory that survives an interruption, or a temporary one."""
+    with artifacts.replacing(output) as partial:
+        if resumable is None:
+            yield partial
+            return
+        if resumable.exists():
+            logger.info("refine: continuing from %s", resumable)
+        resumable.mkdir(parents=True, exist_ok=True)
+        yield resumable
+        artifacts.remove(resumable / "training")
+        for path in sorted(resumable.iterdir()):
+            shutil.move(path, partial / path.name)
+        resumable.rmdir()

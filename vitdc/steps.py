@@ -1,0 +1,487 @@
+"""The steps of the method: pure functions from artifacts and configuration to one artifact.
+
+A step's keyword arguments are its command line: `Path`s are artifacts (`--dataset DIR`), sections
+come from `params.yaml`. The in-process loop, DVC and Kubeflow all call these functions. They are
+the only place where the maths modules meet the file formats.
+
+Libraries are imported inside the steps, because `check` must start without torch, and the command
+line must answer without any of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vitdc import artifacts
+from vitdc.artifacts import (
+    Checkpoint,
+    Clustering,
+    ClusteringScores,
+    Dataset,
+    Embeddings,
+    Evaluation,
+    Round,
+    RoundPaths,
+    RoundRow,
+    SplitClustering,
+    SplitEmbeddings,
+)
+from vitdc.config import (
+    ClusteringConfig,
+    ComputeConfig,
+    ConvergenceConfig,
+    DataConfig,
+    EvaluationConfig,
+    JointConfig,
+    ModelConfig,
+    PretrainingConfig,
+    Section,
+    TrainingConfig,
+)
+from vitdc.errors import InputError, TrainingError
+
+
+def prepare(*, data: DataConfig, output: Path) -> Dataset:
+    """Read images from their source into the prepared format.
+
+    Args:
+        data: Where the images come from.
+        output: Directory of the Dataset.
+    """
+    from vitdc.data import write_dataset
+
+    write_dataset(data, output=output)
+    return Dataset.load(output)
+
+
+def pretrain(
+    *,
+    dataset: Path,
+    model: ModelConfig,
+    pretraining: PretrainingConfig,
+    compute: ComputeConfig,
+    seed: int,
+    output: Path,
+    scratch: Path | None = None,
+) -> Checkpoint:
+    """Train the ViT on the labels (eq. 1-5); the result is round 0.
+
+    Args:
+        dataset: Directory of the Dataset.
+        model: The architecture.
+        pretraining: How long and how to train; 0 epochs keeps the initial weights.
+        compute: Device, threads and precision.
+        seed: Seed of the initial weights and of the training.
+        output: Directory of the Checkpoint.
+        scratch: Directory for the state after every epoch; an interrupted run continues from it.
+    """
+    from vitdc.model import build_model
+    from vitdc.seeding import seeded
+    from vitdc.training import TrainingData
+
+    images = Dataset.load(dataset)
+    _require_labels(images, "pretraining", needed=pretraining.epochs > 0)
+    with seeded(seed, "pretrain", "weights"):
+        vit = build_model(
+            model,
+            image_shape=images.image_shape,
+            num_classes=len(images.class_names),
+            mean=images.mean,
+            std=images.std,
+        )
+    description = Checkpoint(
+        round=0,
+        model=model.model_dump(),
+        image_shape=images.image_shape,
+        class_names=images.class_names,
+        mean=images.mean,
+        std=images.std,
+        history=[],
+        path=output,
+    )
+    return _train(
+        vit,
+        TrainingData(images.train.images, images.train.labels, len(images.class_names)),
+        pretraining,
+        description=description,
+        compute=compute,
+        seed=seed,
+        made_by=_made_by("pretrain", [dataset], model, pretraining, compute, seed=seed),
+        scratch=scratch,
+    )
+
+
+def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Path) -> Embeddings:
+    """Embed every image of both splits, with its cross-entropy and predicted class.
+
+    Args:
+        dataset: Directory of the Dataset.
+        checkpoint: Directory of the Checkpoint.
+        compute: Device, threads and batch size.
+        output: Directory of the Embeddings.
+    """
+    from vitdc.device import limited_threads, resolve_device
+    from vitdc.embedding import embed_split
+    from vitdc.model import load_model
+
+    images, trained = Dataset.load(dataset), Checkpoint.load(checkpoint)
+    _check_fit(images, trained, dataset, checkpoint)
+    device = resolve_device(compute)
+    vit = load_model(trained).to(device)
+    made_by = _made_by("embed", [dataset, checkpoint], compute)
+    with (
+        limited_threads(compute.num_threads),
+        artifacts.writing(output, Embeddings.kind, made_by) as writer,
+    ):
+        writer.metadata = {"round": trained.round}
+        for name in artifacts.SPLITS:
+            split = images.split(name)
+            out = SplitEmbeddings.create(writer, name, len(split), vit.embedding_dim)
+            embed_split(
+                vit,
+                split,
+                out,
+                device=device,
+                batch_size=compute.embedding_batch_size,
+                description=f"embed {name}",
+            )
+    return Embeddings.load(output)
+
+
+def cluster(
+    *,
+    dataset: Path,
+    embeddings: Path,
+    previous: Path | None = None,
+    clustering: ClusteringConfig,
+    compute: ComputeConfig,
+    seed: int,
+    output: Path,
+) -> Clustering:
+    """Cluster the training embeddings; test images go to their nearest centroid.
+
+    Args:
+        dataset: Directory of the Dataset; its labels are for the scores only.
+        embeddings: Directory of the Embeddings.
+        previous: Directory of the Clustering of the round before, to start from and to keep the
+            cluster ids of; none in round 0.
+        clustering: The k-means settings.
+        compute: Threads.
+        seed: Seed of the random starts and of the silhouette's sample.
+        output: Directory of the Clustering.
+    """
+    import numpy as np
+
+    from vitdc import clustering as kmeans
+    from vitdc import metrics
+    from vitdc.device import limited_threads
+    from vitdc.seeding import derive_seed
+
+    images, embedded = Dataset.load(dataset), Embeddings.load(embeddings)
+    before = Clustering.load(previous) if previous else None
+    points = np.ascontiguousarray(embedded.train.embedding)
+    if not np.isfinite(points).all():
+        raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
+    with limited_threads(compute.num_threads):
+        found = kmeans.kmeans(
+            points,
+            clustering,
+            seed=derive_seed(seed, "cluster", embedded.round),
+            initial=before.centroids if before else None,
+        )
+        if before:
+            ids = kmeans.match_ids(
+                before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
+            )
+            found = kmeans.relabel(found, ids)
+        splits = {
+            name: SplitClustering(*kmeans.assign(embedded.split(name).embedding, found.centroids))
+            for name in artifacts.SPLITS
+        }
+        train = splits["train"]
+        silhouette = metrics.silhouette(
+            points,
+            train.assignment,
+            num_samples=clustering.silhouette_samples,
+            seed=derive_seed(seed, "silhouette"),
+        )
+    scores = ClusteringScores(
+        **{n: metrics.score_split(images.split(n).labels, splits[n].assignment) for n in splits},
+        silhouette=silhouette,
+        changed=float((train.assignment != before.train.assignment).mean()) if before else None,
+        inertia=float(np.square(train.distance, dtype=np.float64).mean()),
+        num_empty=int((np.bincount(train.assignment, minlength=len(found.centroids)) == 0).sum()),
+    )
+    Clustering(
+        round=embedded.round,
+        centroids=found.centroids,
+        **splits,
+        scores=scores,
+        config=clustering.model_dump(),
+    ).save(
+        output,
+        _made_by(
+            "cluster",
+            [dataset, embeddings, *([previous] if previous else [])],
+            clustering,
+            compute,
+            seed=seed,
+        ),
+    )
+    return Clustering.load(output)
+
+
+def retrain(
+    *,
+    dataset: Path,
+    checkpoint: Path,
+    clustering: Path,
+    joint: JointConfig,
+    compute: ComputeConfig,
+    seed: int,
+    output: Path,
+    scratch: Path | None = None,
+) -> Checkpoint:
+    """Train on with the joint loss (eq. 8), against the frozen clusters of the round before.
+
+    Args:
+        dataset: Directory of the Dataset.
+        checkpoint: Directory of the Checkpoint of the round before.
+        clustering: Directory of the Clustering of the round before.
+        joint: gamma, and how long and how to train.
+        compute: Device, threads and precision.
+        seed: Seed of the training.
+        output: Directory of the Checkpoint.
+        scratch: Directory for the state after every epoch; an interrupted run continues from it.
+    """
+    from vitdc.model import load_model
+    from vitdc.training import Anchors, TrainingData
+
+    images, trained = Dataset.load(dataset), Checkpoint.load(checkpoint)
+    _check_fit(images, trained, dataset, checkpoint)
+    _require_labels(images, "joint", needed=True)
+    frozen = Clustering.load(clustering)
+    _check_round(frozen.round, trained.round, clustering, checkpoint)
+    anchors = Anchors(frozen.centroids, frozen.train.assignment, joint.gamma)
+    description = Checkpoint(
+        **{**vars(trained), "round": trained.round + 1, "history": [], "path": output}
+    )
+    inputs = [dataset, checkpoint, clustering]
+    return _train(
+        load_model(trained),
+        TrainingData(images.train.images, images.train.labels, len(images.class_names), anchors),
+        joint,
+        description=description,
+        compute=compute,
+        seed=seed,
+        made_by=_made_by("retrain", inputs, joint, compute, seed=seed),
+        scratch=scratch,
+    )
+
+
+def check(
+    *,
+    embeddings: Path,
+    clustering: Path,
+    previous: Path | None = None,
+    joint: JointConfig,
+    convergence: ConvergenceConfig,
+    output: Path,
+) -> Round:
+    """Compute the exact joint loss of a round and decide whether the rounds go on.
+
+    Args:
+        embeddings: Directory of the Embeddings of this round.
+        clustering: Directory of the Clustering of the round before, which the round was trained
+            against.
+        previous: Directory of the Round before; none in round 1.
+        joint: gamma.
+        convergence: epsilon and the most rounds.
+        output: Directory of the Round.
+    """
+    from vitdc.convergence import best_round, round_loss, verdict
+
+    embedded, frozen = Embeddings.load(embeddings), Clustering.load(clustering)
+    _check_round(frozen.round + 1, embedded.round, clustering, embeddings)
+    rows = Round.load(previous).rows if previous else [RoundRow(round=0, verdict="continue")]
+    rows = [*rows[:-1], rows[-1].with_scores(frozen.scores)]
+    _check_round(rows[-1].round + 1, embedded.round, previous or output, embeddings)
+    value = round_loss(
+        embedding=embedded.train.embedding,
+        cross_entropy=embedded.train.cross_entropy,
+        centroids=frozen.centroids,
+        assignment=frozen.train.assignment,
+        gamma=joint.gamma,
+    )
+    losses = [row.loss for row in rows if row.loss is not None] + [value.loss]
+    decision = verdict(losses, epsilon=convergence.epsilon, max_rounds=convergence.max_rounds)
+    row = RoundRow(round=embedded.round, **value._asdict(), verdict=decision)
+    inputs = [embeddings, clustering, *([previous] if previous else [])]
+    Round(
+        rows=[*rows, row],
+        verdict=decision,
+        best_round=best_round(losses),
+        gamma=joint.gamma,
+        epsilon=convergence.epsilon,
+    ).save(output, _made_by("check", inputs, joint, convergence))
+    return Round.load(output)
+
+
+def evaluate(
+    *,
+    dataset: Path,
+    initial: RoundPaths,
+    previous: RoundPaths,
+    last: RoundPaths,
+    round: Path,
+    evaluation: EvaluationConfig,
+    compute: ComputeConfig,
+    seed: int,
+    output: Path,
+) -> Evaluation:
+    """Score the best round, draw the pictures and write the report.
+
+    Args:
+        dataset: Directory of the Dataset.
+        initial: Checkpoint, Embeddings and Clustering of round 0.
+        previous: Those of the round before the last.
+        last: Those of the last round.
+        round: Directory of the last Round, which holds the history and the verdict.
+        evaluation: What to draw.
+        compute: Device and threads.
+        seed: Seed of the decoder, the map and the pixel baseline.
+        output: Directory of the results.
+    """
+    from vitdc import evaluation as findings
+    from vitdc import report
+    from vitdc.device import limited_threads, resolve_device
+    from vitdc.seeding import derive_seed
+
+    images, history = Dataset.load(dataset), Round.load(round)
+    best = last if history.best_round == history.current.round else previous
+    first, final, best_found = (
+        findings.Findings(Embeddings.load(paths.embeddings), Clustering.load(paths.clustering))
+        for paths in (initial, last, best)
+    )
+    _check_round(final.clustering.round, history.current.round, last.clustering, round)
+    _check_round(best_found.clustering.round, history.best_round, best.clustering, round)
+    rows = findings.complete_rows(history, initial=first, last=final.clustering)
+    kmeans = ClusteringConfig.parse(best_found.clustering.config, where=str(best.clustering))
+    with limited_threads(compute.num_threads):
+        pixels = None
+        if evaluation.pixel_baseline and images.train.has_labels:
+            pixels = findings.score_pixels(images, kmeans, seed=derive_seed(seed, "pixels"))
+        metrics = findings.collect_metrics(images, best_found, history, pixels=pixels)
+        data = findings.report_data(
+            images,
+            initial=first,
+            best=best_found,
+            history=history,
+            rows=rows,
+            found=metrics,
+            parameters=_parameters(
+                [dataset, initial.checkpoint, initial.clustering, round], evaluation
+            ),
+            config=evaluation,
+            device=resolve_device(compute),
+            seed=seed,
+        )
+    figures = report.build_figures(data)
+    inputs = [dataset, *initial, *previous, *last, round]
+    Evaluation(metrics, rows, output).save(
+        clusters=findings.cluster_rows(images, best_found.clustering),
+        report=report.render_page(data, figures),
+        figures={name: report.figure_png(figure) for name, figure in figures.items()},
+        model=best,
+        made_by=_made_by("evaluate", inputs, evaluation, compute, seed=seed),
+    )
+    return Evaluation.load(output)
+
+
+STEPS = (prepare, pretrain, embed, cluster, retrain, check, evaluate)
+
+
+def _train(
+    vit: Any,
+    data: Any,
+    config: TrainingConfig,
+    *,
+    description: Checkpoint,
+    compute: ComputeConfig,
+    seed: int,
+    made_by: dict[str, Any],
+    scratch: Path | None,
+) -> Checkpoint:
+    """Train, write the Checkpoint, and clear the scratch that is no longer needed."""
+    from dataclasses import replace
+
+    from vitdc.device import limited_threads
+    from vitdc.training import train
+
+    state = scratch / scratch_key(made_by) if scratch else None
+    with limited_threads(compute.num_threads):
+        history = train(
+            vit,
+            data,
+            config,
+            compute=compute,
+            seed=seed,
+            stream=(made_by["step"], description.round),
+            scratch=state,
+        )
+    replace(description, history=history).save(description.path, vit.state_dict(), made_by)
+    if state:
+        artifacts.remove(state)
+    return Checkpoint.load(description.path)
+
+
+def _made_by(step: str, inputs: list[Path], *sections: Section, **values: Any) -> dict[str, Any]:
+    """What an artifact was made by: step, hashes of the inputs, configuration, seed."""
+    return {
+        "step": step,
+        "inputs": [artifacts.digest(path) for path in inputs],
+        **{section.section_name(): section.model_dump() for section in sections},
+        **values,
+    }
+
+
+def _parameters(paths: list[Path], evaluation: EvaluationConfig) -> dict[str, Any]:
+    """The parameters that the artifacts at `paths` were really made with, by section."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        found |= artifacts.made_by(path)
+    values = {name: value for name, value in found.items() if name not in ("step", "inputs")}
+    return {**values, evaluation.section_name(): evaluation.model_dump()}
+
+
+def scratch_key(made_by: dict[str, Any]) -> str:
+    """Name of the scratch directory of the work that `made_by` describes."""
+    text = json.dumps(made_by, sort_keys=True)
+    return f"{made_by['step']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _require_labels(images: Dataset, section: str, *, needed: bool) -> None:
+    if needed and not images.train.has_labels:
+        raise InputError(
+            f"{images.path}: no training image has a label, and `{section}` trains on labels"
+            " (eq. 5); give data.root one sub-folder per class"
+        )
+
+
+def _check_fit(images: Dataset, trained: Checkpoint, dataset: Path, checkpoint: Path) -> None:
+    """A checkpoint is only used on images like those it was made for."""
+    made_for = (trained.image_shape, trained.class_names)
+    if made_for != (images.image_shape, images.class_names):
+        raise InputError(
+            f"{checkpoint}: was trained on images of shape {trained.image_shape} with"
+            f" {len(trained.class_names)} classes, {dataset} has {images.image_shape} with"
+            f" {len(images.class_names)}; train again on this data set"
+        )
+
+
+def _check_round(found: int, expected: int, path: Path, other: Path) -> None:
+    if found != expected:
+        raise InputError(f"{path}: does not belong to the round of {other}; mixed up directories?")
