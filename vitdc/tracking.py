@@ -581,7 +581,7 @@ def _one_line(error: BaseException) -> str:
     """The message without line breaks, what was said first and last if it is long."""
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's own error
     text = _mask(" ".join(str(cause).split()))
-    return text if len(text) <= 300 else f"{text[:100]} ... {text[-150:]}"
+    return text if len(text) <= 600 else f"{text[:250]} ... {text[-250:]}"
 
 
 def _mask(text: str) -> str:
