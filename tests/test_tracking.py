@@ -148,7 +148,7 @@ def test_evaluate_alone_makes_a_complete_run(store: Path, results: Path) -> None
     evaluate(make_params(), results)
     run = only_run(store)
     assert_complete(store, run)
-    assert run.info.run_name == "digits k=10 gamma=0.1 seed=0"
+    assert run.info.run_name == "gamma=0.1 seed=0 k=10 digits"
     assert run.data.params["joint.gamma"] == "0.1"
     assert run.data.params["model.pretrained"] == "false"
     assert run.data.params["data.root"] == "null"
@@ -498,7 +498,7 @@ def test_the_ui_serves_a_run_and_takes_one(
     host = f"http://127.0.0.1:{port}"
     command = f"-m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port {port}"
     command += " --workers 1"
-    server = subprocess.Popen(
+    server = subprocess.Popen(  # stopped with its children by SIGTERM
         [sys.executable, *command.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
