@@ -1,0 +1,529 @@
+"""Recording runs in a real SQLite store: complete, once, and honest about how a run ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from vitdc import tracking
+from vitdc.artifacts import RoundRow
+from vitdc.config import Params
+from vitdc.errors import InputError, TrainingError
+from vitdc.tracking import MlflowTracker, NullTracker, Point, open_tracker
+
+HASH = "0123456789abcdef" * 4
+ROWS = [
+    RoundRow(round=0, cross_entropy=0.5, nmi_train=0.7, nmi_test=0.6, verdict="continue"),
+    RoundRow(1, 0.4, 0.39, 0.1, 0.8, 0.75, 0.7, 0.85, 0.2, "continue"),
+    RoundRow(2, 0.395, 0.386, 0.09, 0.82, 0.8, 0.75, 0.9, 0.05, "converged"),
+]
+HISTORY = [{"epoch": e, "loss": 1.0 / e, "cross_entropy": 0.9 / e} for e in (1, 2)]
+METRICS = {
+    "test": {"nmi": 0.8, "ari": 0.75, "acc": 0.9},
+    "train": {"nmi": 0.82, "ari": 0.77, "acc": None},
+    "head_accuracy": {"train": 0.99, "test": 0.93},
+    "rounds": 2,
+    "best_round": 2,
+    "stop_reason": "converged",
+    "loss": 0.395,
+}
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated store without runs; making one takes seconds, copying it nothing."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking._quiet_mlflow()
+    MlflowClient(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default store, in an empty working directory."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "model").mkdir()
+    (folder / "report.html").write_text("<h1>report</h1>")
+    (folder / "rounds.csv").write_text("round\n0\n")
+    (folder / "metrics.json").write_text("{}")
+    (folder / "figures" / "nmi.png").write_bytes(b"png")
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def make_params(**sections: Any) -> Params:
+    return Params.parse({"joint": {"epochs": 2}} | sections, where="test")
+
+
+def record(params: Params, *, content_hash: str = HASH) -> Any:
+    return open_tracker(params, dataset_name="digits", content_hash=content_hash)
+
+
+def refine(params: Params, rows: list[RoundRow] = ROWS) -> None:
+    """Tell what `refine` tells: every round's scores are known one round later."""
+    with record(params) as tracker:
+        for last in range(len(rows)):
+            now = RoundRow(last, rows[last].loss, rows[last].cross_entropy)
+            tracker.log_rounds([*rows[:last], now])
+
+
+def die(params: Params, rows: list[RoundRow], error: BaseException) -> None:
+    """Tell `rows`, then end with `error`."""
+
+    def work() -> None:
+        with record(params) as tracker:
+            tracker.log_rounds(rows)
+            raise error
+
+    with pytest.raises(type(error)):
+        work()
+
+
+def evaluate(params: Params, results: Path, rows: list[RoundRow] = ROWS) -> None:
+    with record(params) as tracker:
+        for round in range(len(rows)):
+            tracker.log_history(round, HISTORY)
+        tracker.log_result(rows=rows, metrics=METRICS, results=results)
+
+
+def client(store: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{store}")
+
+
+def runs(store: Path, experiment: str = "vitdc", view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    found = client(store).get_experiment_by_name(experiment)
+    return list(client(store).search_runs([found.experiment_id], run_view_type=view))
+
+
+def only_run(store: Path) -> Run:
+    (run,) = runs(store)
+    return run
+
+
+def history(store: Path, run: Run, key: str) -> list[tuple[int, float]]:
+    points = client(store).get_metric_history(run.info.run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def column(name: str, rows: list[RoundRow] = ROWS) -> list[tuple[int, float]]:
+    values = [(row.round, getattr(row, name)) for row in rows]
+    return [(step, value) for step, value in values if value is not None]
+
+
+def assert_complete(store: Path, run: Run, rows: list[RoundRow] = ROWS) -> None:
+    """Every value of `rows` is there exactly once, and so are the other parts."""
+    assert run.info.status == "FINISHED"
+    for name in tracking.ROUND_METRICS:
+        assert history(store, run, name) == column(name, rows)
+    assert history(store, run, "pretraining/loss") == [(1, 1.0), (2, 0.5)]
+    assert history(store, run, "final/nmi_test") == [(0, 0.8)]
+
+
+# --- one run per set of parameters -------------------------------------------------------------
+
+
+def test_evaluate_alone_makes_a_complete_run(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    run = only_run(store)
+    assert_complete(store, run)
+    assert run.info.run_name == "gamma=0.1 seed=0 k=10 digits"
+    assert run.data.params["joint.gamma"] == "0.1"
+    assert run.data.params["model.pretrained"] == "false"
+    assert run.data.params["data.root"] == "null"
+    assert run.data.params["seed"] == "0"
+    assert not [name for name in run.data.params if name.startswith("tracking")]
+    assert run.data.tags["vitdc.stop_reason"] == "converged"
+    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
+
+
+def test_refine_is_seen_while_it_runs_and_evaluate_completes_it(store: Path, results: Path) -> None:
+    with record(make_params()) as tracker:
+        tracker.log_history(0, HISTORY)
+        tracker.log_rounds([RoundRow(0, cross_entropy=0.5)])
+        assert history(store, only_run(store), "cross_entropy") == [(0, 0.5)]
+        tracker.log_rounds(ROWS[:2])
+        run = only_run(store)
+        assert run.info.status == "RUNNING"
+        assert run.data.params["joint.gamma"] == "0.1"
+        assert history(store, run, "nmi_test") == [(0, 0.6), (1, 0.75)]
+    assert only_run(store).info.status == "RUNNING"
+    evaluate(make_params(), results)
+    assert only_run(store).info.run_id == run.info.run_id
+    assert_complete(store, only_run(store))
+
+
+def test_repeating_a_stage_doubles_nothing(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    first = only_run(store)
+    evaluate(make_params(), results)
+    refine(make_params())
+    again = only_run(store)
+    assert again.info.run_id == first.info.run_id
+    assert again.info.end_time == first.info.end_time
+    assert_complete(store, again)
+
+
+@pytest.mark.parametrize(
+    ("change", "other_run"),
+    [
+        ({"joint": {"epochs": 2, "gamma": 0.0}}, True),
+        ({"seed": 1}, True),
+        ({"compute": {"num_threads": 1}}, True),
+        ({"data": {"num_workers": 7, "root": "elsewhere"}}, False),
+        ({"tracking": {"run_name": "other"}}, False),
+    ],
+)
+def test_a_run_is_what_determines_its_result(
+    store: Path, results: Path, change: dict[str, Any], other_run: bool
+) -> None:
+    evaluate(make_params(), results)
+    evaluate(make_params(**change), results)
+    assert len(runs(store)) == 1 + other_run
+
+
+def test_other_data_is_another_run(store: Path) -> None:
+    for content_hash in (HASH, HASH[::-1]):
+        with record(make_params(), content_hash=content_hash) as tracker:
+            tracker.log_rounds(ROWS)
+    assert len(runs(store)) == 2
+
+
+def test_experiments_do_not_share_runs(store: Path, results: Path) -> None:
+    for experiment in ("one", "two"):
+        evaluate(make_params(tracking={"experiment": experiment}), results)
+        assert len(runs(store, experiment)) == 1
+
+
+# --- another result of the same parameters -----------------------------------------------------
+
+
+def test_another_result_takes_the_place_of_the_old_one(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    old = only_run(store)
+    rows = [*ROWS[:2], RoundRow(2, 0.3, 0.29, 0.1, 0.9, 0.88, 0.8, 0.95, 0.05, "converged")]
+    evaluate(make_params(), results, rows)
+    new = only_run(store)
+    assert new.data.tags["vitdc.supersedes"] == old.info.run_id
+    assert_complete(store, new, rows)
+    (trashed,) = runs(store, view=ViewType.DELETED_ONLY)
+    assert trashed.info.run_id == old.info.run_id
+
+
+def test_a_shorter_result_leaves_no_rounds_of_the_old_one(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    old = only_run(store)
+    evaluate(make_params(), results, ROWS[:2])
+    assert only_run(store).info.run_id != old.info.run_id
+    assert_complete(store, only_run(store), ROWS[:2])
+
+
+def test_a_run_in_the_trash_stays_there(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    old = only_run(store)
+    client(store).delete_run(old.info.run_id)
+    evaluate(make_params(), results)
+    assert only_run(store).info.run_id != old.info.run_id
+    assert_complete(store, only_run(store))
+
+
+# --- runs that end badly -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrainingError("loss is not finite"), "TrainingError: loss is not finite"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_a_run_that_dies_fails_and_one_that_resumes_goes_on(
+    store: Path, results: Path, error: BaseException, reason: str
+) -> None:
+    die(make_params(), ROWS[:2], error)
+    failed = only_run(store)
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["vitdc.failure"] == reason
+    refine(make_params())
+    resumed = only_run(store)
+    assert resumed.info.run_id == failed.info.run_id
+    assert resumed.info.status == "RUNNING"
+    assert "vitdc.failure" not in resumed.data.tags
+    evaluate(make_params(), results)
+    assert_complete(store, only_run(store))
+
+
+def test_a_finished_run_survives_a_repetition_that_dies(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    die(make_params(), ROWS[:1], KeyboardInterrupt())
+    assert_complete(store, only_run(store))
+
+
+def test_a_store_that_is_lost_does_not_stop_the_training(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise MlflowException("no\nconnection")
+
+    with record(make_params()) as tracker:
+        with monkeypatch.context() as lost:
+            lost.setattr(MlflowClient, "log_batch", refuse)
+            tracker.log_rounds(ROWS[:1])
+        assert "not recorded yet, going on: no connection" in caplog.text
+        tracker.log_history(0, HISTORY)
+    assert history(store, only_run(store), "nmi_test") == [(0, 0.6)]  # delivered later
+
+
+def test_a_result_that_cannot_be_recorded_says_so(
+    store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    with pytest.raises(TrainingError, match=r"disk full; .*vitdc evaluate"):
+        evaluate(make_params(), results)
+
+
+# --- artifacts ---------------------------------------------------------------------------------
+
+
+def test_files_people_read_are_artifacts_beside_the_store(store: Path, results: Path) -> None:
+    evaluate(make_params(), results)
+    folder = store.parent / "mlartifacts" / only_run(store).info.run_id / "artifacts"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"report.html", "rounds.csv", "metrics.json", "figures/nmi.png"}
+    assert not (store.parent / "mlruns").exists()
+
+
+def test_artifacts_follow_a_store_that_moves(
+    store: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(make_params(), results)
+    old = only_run(store)
+    moved = tmp_path / "new place"
+    moved.mkdir()
+    for name in ("mlflow.db", "mlartifacts"):
+        shutil.move(tmp_path / name, moved / name)
+    monkeypatch.chdir(moved)
+    evaluate(make_params(seed=1), results)
+    assert not (tmp_path / "mlartifacts").exists()
+    for run in runs(moved / "mlflow.db"):
+        assert Path(run.info.artifact_uri).is_relative_to(moved)
+        assert (Path(run.info.artifact_uri) / "report.html").read_text() == "<h1>report</h1>"
+    assert old.info.run_id in {run.info.run_id for run in runs(moved / "mlflow.db")}
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def test_epochs_of_later_rounds_continue_the_step() -> None:
+    points = tracking.history_points(3, HISTORY, epochs_per_round=10)
+    assert set(points) == {
+        Point(f"joint/{n}", s) for n in ("loss", "cross_entropy") for s in (21, 22)
+    }
+
+
+def test_result_names_put_the_split_last() -> None:
+    baseline = {"pixel_baseline": {"test": {"nmi": 0.74}}}
+    points, tags = tracking.result_points(METRICS | baseline)
+    assert {point.key: value for point, value in points.items()} == {
+        "final/nmi_test": 0.8,
+        "final/ari_test": 0.75,
+        "final/acc_test": 0.9,
+        "final/nmi_train": 0.82,
+        "final/ari_train": 0.77,
+        "final/head_accuracy_train": 0.99,
+        "final/head_accuracy_test": 0.93,
+        "final/rounds": 2.0,
+        "final/best_round": 2.0,
+        "final/loss": 0.395,
+        "final/pixel_baseline_nmi_test": 0.74,
+    }
+    assert tags == {"vitdc.stop_reason": "converged"}
+
+
+def test_long_values_are_cut_to_what_mlflow_takes(store: Path) -> None:
+    root = "/" + "x" * 600
+    with record(make_params(data={"root": root})):
+        pass
+    assert only_run(store).data.params["data.root"] == root[:497] + "..."
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+def refused(match: str, params: Params | None = None) -> str:
+    started = time.monotonic()
+    with pytest.raises(InputError, match=match) as raised, record(params or make_params()):
+        pass
+    assert time.monotonic() - started < 30
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("uri", "match"),
+    [
+        ("file:///somewhere/mlruns", "no longer records in folders.*valid are sqlite:///"),
+        ("mlruns", "no longer records in folders"),
+        ("gopher://host", "unknown scheme.*valid are"),
+        ("http://user:secret@127.0.0.1:9", "127.0.0.1:9.*refused.*MLFLOW_TRACKING_URI"),
+        ("postgresql://user:secret@127.0.0.1:9/db", "MLFLOW_TRACKING_URI to a store that works"),
+        ("sqlite:////proc/none/mlflow.db", "MLFLOW_TRACKING_URI to a store that works"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, uri: str, match: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert "secret" not in refused(match)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_corrupt_store_is_refused(store: Path) -> None:
+    store.write_bytes(b"not a database" * 1000)
+    refused("mlflow.db.*not a database")
+
+
+def test_a_truncated_store_is_refused(store: Path) -> None:
+    store.write_bytes(store.read_bytes()[:8192])
+    refused("mlflow.db.*malformed")
+
+
+def test_a_store_of_another_mlflow_is_refused(store: Path) -> None:
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    connection.close()
+    refused("mlflow db upgrade")
+
+
+def test_an_experiment_in_the_trash_is_refused(store: Path) -> None:
+    experiment_id = client(store).create_experiment("vitdc")
+    client(store).delete_experiment(experiment_id)
+    refused(f"'vitdc' is in MLflow's trash.*experiments restore -x {experiment_id}")
+
+
+def test_an_experiment_of_a_server_is_refused_without_the_server(store: Path) -> None:
+    client(store).create_experiment("vitdc", artifact_location="mlflow-artifacts:/1")
+    refused("'vitdc' was made by a server")
+
+
+# --- being quiet and light ---------------------------------------------------------------------
+
+
+def test_tracking_that_is_off_records_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense")
+    with record(make_params(tracking={"enabled": False})) as tracker:
+        assert isinstance(tracker, NullTracker)
+        tracker.log_rounds(ROWS)
+        tracker.log_result(rows=ROWS, metrics=METRICS, results=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fresh_store_is_made_without_a_word(tmp_path: Path) -> None:
+    script = (
+        "import sys; from vitdc.config import Params; from vitdc.tracking import open_tracker\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "with open_tracker(Params(), dataset_name='digits', content_hash='0') as tracker:\n"
+        "    tracker.log_history(0, [{'epoch': 0, 'loss': 1.0}])\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert only_run(tmp_path / "mlflow.db").info.status == "RUNNING"
+
+
+# --- the page that `make ui` opens -------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read().decode()
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "mlflow ui ended"
+        try:
+            get(url)
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError("mlflow ui did not start")
+
+
+@pytest.mark.slow
+def test_the_ui_serves_a_run_and_takes_one(
+    store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(make_params(), results)
+    port = free_port()
+    host = f"http://127.0.0.1:{port}"
+    command = f"-m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port {port}"
+    command += " --workers 1"
+    server = subprocess.Popen(  # stopped with its children by SIGTERM
+        [sys.executable, *command.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(f"{host}/health", server)
+        run_id = only_run(store).info.run_id
+        api = f"{host}/api/2.0/mlflow"
+        run = json.loads(get(f"{api}/runs/get?run_id={run_id}"))["run"]
+        assert run["info"]["status"] == "FINISHED"
+        points = json.loads(get(f"{api}/metrics/get-history?run_id={run_id}&metric_key=nmi_test"))
+        assert [point["value"] for point in points["metrics"]] == [0.6, 0.75, 0.8]
+        report = get(f"{host}/get-artifact?run_id={run_id}&path=report.html")
+        assert report == "<h1>report</h1>"
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", host)  # the same calls over HTTP
+        monkeypatch.setattr(tracking, "DEFAULT_URI", "nonsense")
+        evaluate(make_params(), results)
+        assert len(runs(store)) == 1
+        over_http = make_params(tracking={"experiment": "http"})
+        evaluate(over_http, results)
+        with record(over_http) as tracker:
+            assert isinstance(tracker, MlflowTracker)
+            served = get(f"{host}/get-artifact?run_id={tracker.run_id}&path=report.html")
+        assert served == "<h1>report</h1>"
+        (run_over_http,) = runs(store, "http")
+        assert_complete(store, run_over_http)
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -1,0 +1,597 @@
+"""Where runs are recorded: the only module that imports mlflow.
+
+There is one MLflow run per distinct set of parameters (and data set), whoever records it and how
+often. `refine` tells what it knows after every round, so that a person can watch; `evaluate`
+tells everything again, so that the record is complete even where DVC skipped the stages before.
+Telling the same twice adds nothing. Telling something else about the same parameters (the code or
+the machine changed) moves the old run to MLflow's trash and makes a fresh one.
+
+Records go to `sqlite:///mlflow.db` or wherever MLFLOW_TRACKING_URI points. Beside an SQLite file,
+artifacts lie in the folder `mlartifacts`; a server decides for itself where its artifacts lie.
+
+Importing mlflow takes seconds, so that happens when a tracker is opened, not before.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from vitdc import __version__
+from vitdc.artifacts import SPLITS, RoundRow
+from vitdc.config import Params
+from vitdc.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ARTIFACT_FOLDER = "mlartifacts"
+RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
+ROUND_METRICS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
+
+# Where the data came from and how fast: the result does not depend on these, given the content.
+_NOT_IDENTIFYING = ("data.root", "data.endpoint_url", "data.num_workers")
+
+# Makes MLflow's pages open on training runs, not on traces of language models.
+_EXPERIMENT_KIND_TAG, _TRAINING = "mlflow.experimentKind", "custom_model_development"
+
+_IDENTITY_TAG = "vitdc.identity"
+_FAILURE_TAG = "vitdc.failure"
+_SUPERSEDES_TAG = "vitdc.supersedes"
+
+_MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # of one request; of old servers, too
+_SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+_SCHEMES = (*_SQL_SCHEMES, "http", "https")
+
+_logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """What a runner tells about one run while it works and when it is done."""
+
+    def log_rounds(self, rows: Sequence[RoundRow]) -> None:
+        """Record the rows so far; a value that is still unknown (None) may come later."""
+
+    def log_history(self, round: int, history: Sequence[Mapping[str, float | None]]) -> None:
+        """Record the epochs of the training that led to `round` (`Checkpoint.history`)."""
+
+    def log_result(
+        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+    ) -> None:
+        """Record the finished run.
+
+        Args:
+            rows: The rows of all rounds, with their scores.
+            metrics: The content of metrics.json.
+            results: Directory of the files people read; weights in it are not recorded.
+
+        Raises:
+            TrainingError: MLflow does not take it.
+        """
+
+    def failed(self, reason: str) -> None:
+        """Record that the run ended badly; called by `open_tracker`. Never raises."""
+
+
+class NullTracker:
+    """Records nothing."""
+
+    def log_rounds(self, rows: Sequence[RoundRow]) -> None:
+        pass
+
+    def log_history(self, round: int, history: Sequence[Mapping[str, float | None]]) -> None:
+        pass
+
+    def log_result(
+        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+    ) -> None:
+        pass
+
+    def failed(self, reason: str) -> None:
+        pass
+
+
+@contextmanager
+def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Iterator[Tracker]:
+    """Find or make the run that `params` and the data set stand for, and record into it.
+
+    Whatever ends the block early, Ctrl-C included, marks the run as failed. A run that ends well
+    keeps the status RUNNING until `log_result` sets FINISHED.
+
+    Args:
+        params: All parameters; `tracking` says whether and under which names to record.
+        dataset_name: `Dataset.name`, for people.
+        content_hash: `Dataset.content_hash`.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
+    """
+    tracker: Tracker = NullTracker()
+    if params.tracking.enabled:
+        tracker = MlflowTracker(_open_record(params, dataset_name, content_hash), params)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.failed(_reason(error))
+        raise
+
+
+class MlflowTracker:
+    """Gives the values of a run their MLflow names and hands them to its record."""
+
+    def __init__(self, record: RunRecord, params: Params) -> None:
+        self._record = record
+        self._epochs_per_round = params.joint.epochs
+
+    @property
+    def run_id(self) -> str:
+        return self._record.run_id
+
+    def log_rounds(self, rows: Sequence[RoundRow]) -> None:
+        self._log_live(round_points(rows))
+
+    def log_history(self, round: int, history: Sequence[Mapping[str, float | None]]) -> None:
+        self._log_live(history_points(round, history, epochs_per_round=self._epochs_per_round))
+
+    def log_result(
+        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+    ) -> None:
+        points, tags = result_points(metrics)
+        points.update(round_points(rows))
+        with _explaining(
+            TrainingError,
+            problem="MLflow does not take the result",
+            way_out="the results are on disk; run `vitdc evaluate` again to record them",
+        ):
+            self._record.finish(points, complete=ROUND_METRICS, tags=tags)
+            self._record.upload(results)
+
+    def failed(self, reason: str) -> None:
+        try:
+            with _patience(retries=1, timeout=10):
+                self._record.fail(reason)
+        except Exception as error:
+            _logger.warning("MLflow: the failure is not recorded: %s", _one_line(error))
+
+    def _log_live(self, points: Points) -> None:
+        """Record while the run works; hours of training do not die of a lost server.
+
+        Nothing is lost either: what does not arrive now goes with the next call or, at the
+        latest, with `log_result`.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with _patience(retries=2, timeout=30):
+                self._record.add(points)
+        except MlflowException as error:
+            _logger.warning("MLflow: not recorded yet, going on: %s", _one_line(error))
+
+
+# --- Names: what is recorded under which name and step -----------------------------------------
+
+
+class Point(NamedTuple):
+    """Where a value stands in MLflow. MLflow's charts are grouped by the part before a slash."""
+
+    key: str
+    step: int
+
+
+Points = dict[Point, float]
+
+
+def round_points(rows: Iterable[RoundRow]) -> Points:
+    """The metrics of rounds.csv under its own column names, step = round."""
+    values = ((row.round, name, getattr(row, name)) for row in rows for name in ROUND_METRICS)
+    return {Point(name, step): float(value) for step, name, value in values if value is not None}
+
+
+def history_points(
+    round: int, history: Iterable[Mapping[str, float | None]], *, epochs_per_round: int
+) -> Points:
+    """Epochs as `pretraining/...` (round 0) or `joint/...`, the steps of the rounds in a row."""
+    prefix = "joint" if round else "pretraining"
+    offset = max(round - 1, 0) * epochs_per_round
+    points: Points = {}
+    for row in history:
+        step = offset + int(row["epoch"] or 0)
+        values = {name: value for name, value in row.items() if name != "epoch"}
+        points |= {
+            Point(f"{prefix}/{n}", step): float(v) for n, v in values.items() if v is not None
+        }
+    return points
+
+
+def result_points(metrics: Mapping[str, Any]) -> tuple[Points, dict[str, str]]:
+    """metrics.json as `final/...` metrics and `vitdc....` tags.
+
+    The split goes last, as in rounds.csv: {"test": {"nmi": 0.9}} becomes `final/nmi_test`. Text
+    (the stop reason) becomes a tag; what is null is left out.
+    """
+    points: Points = {}
+    tags: dict[str, str] = {}
+    for path, value in _flatten(metrics):
+        name = "_".join(sorted(path, key=SPLITS.__contains__))
+        if isinstance(value, str):
+            tags[f"vitdc.{name}"] = value
+        elif isinstance(value, int | float):
+            points[Point(f"final/{name}", 0)] = float(value)
+    return points, tags
+
+
+def run_params(params: Params) -> dict[str, str]:
+    """All parameters but `tracking`, flat: {"seed": "0", "joint.gamma": "0.1", ...}."""
+    values = params.model_dump(mode="json", exclude={"tracking"})
+    return {".".join(path): _text(value) for path, value in _flatten(values)}
+
+
+def run_identity(params: Params, *, content_hash: str) -> str:
+    """Hash of all that the result depends on: runs with the same one are the same run."""
+    values = {k: v for k, v in run_params(params).items() if k not in _NOT_IDENTIFYING}
+    text = json.dumps({"dataset": content_hash, **values}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(params: Params, *, dataset_name: str) -> str:
+    """The chosen name, or one like `gamma=0.1 seed=0 k=10 digits`.
+
+    MLflow's lists show about 16 characters, so what most often differs comes first.
+    """
+    k, gamma = params.clustering.num_clusters, params.joint.gamma
+    return params.tracking.run_name or f"gamma={gamma:g} seed={params.seed} k={k} {dataset_name}"
+
+
+def _flatten(
+    values: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
+
+
+# --- Record: one MLflow run --------------------------------------------------------------------
+
+
+class RunDescription(NamedTuple):
+    """What a run is, before anything has been measured."""
+
+    identity: str
+    name: str
+    params: dict[str, str]
+    dataset_name: str
+    content_hash: str
+
+
+class RunRecord:
+    """One MLflow run, found or made by its identity; what is added twice is recorded once."""
+
+    def __init__(
+        self, client: MlflowClient, *, experiment_id: str, description: RunDescription
+    ) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        self._description = description
+        self._told: Points = {}
+        self._run = self._find() or self._create()
+        self._recorded = self._read()
+        self._write_params()
+
+    @property
+    def run_id(self) -> str:
+        return str(self._run.info.run_id)
+
+    def add(self, points: Points) -> None:
+        """Record the points that are not there yet."""
+        self._told.update(points)
+        if any(self._recorded.get(point, value) != value for point, value in self._told.items()):
+            self._supersede()
+        if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
+            self._client.delete_tag(self.run_id, _FAILURE_TAG)
+            self._set_status("RUNNING")
+        self._write({p: v for p, v in self._told.items() if p not in self._recorded})
+
+    def finish(self, points: Points, *, complete: Iterable[str], tags: dict[str, str]) -> None:
+        """Record the last points and that the run is done.
+
+        Args:
+            points: The last points.
+            complete: Metrics of which every step has been told: one that is recorded beyond them
+                belongs to another result.
+            tags: Recorded, too.
+        """
+        complete = frozenset(complete)
+        told = {**self._told, **points}
+        if any(p.key in complete and p not in told for p in self._recorded):
+            self._supersede()
+        self.add(points)
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+        if self._run.info.status != "FINISHED":
+            self._client.set_terminated(self.run_id, "FINISHED")
+            self._run = self._client.get_run(self.run_id)
+
+    def upload(self, directory: Path) -> None:
+        """Copy the files people read to the run, over those of an earlier time."""
+        for pattern in RESULT_FILES:
+            for file in sorted(directory.glob(pattern)):
+                folder = file.parent.relative_to(directory).as_posix()
+                folder_or_root = None if folder == "." else folder
+                self._client.log_artifact(self.run_id, str(file), folder_or_root)
+
+    def fail(self, reason: str) -> None:
+        """Record that the run ended badly; a run that had been finished before stays so."""
+        if self._run.info.status != "RUNNING":
+            return
+        self._client.set_tag(self.run_id, _FAILURE_TAG, _text(reason))
+        self._client.set_terminated(self.run_id, "FAILED")
+
+    def _find(self) -> Run | None:
+        runs = self._client.search_runs(
+            [self._experiment_id],
+            filter_string=f"tags.`{_IDENTITY_TAG}` = '{self._description.identity}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        return runs[0] if runs else None
+
+    def _create(self, extra_tags: Mapping[str, str] | None = None) -> Run:
+        from mlflow.entities import Dataset, DatasetInput
+
+        about = self._description
+        tags = {_IDENTITY_TAG: about.identity, **_provenance(), **(extra_tags or {})}
+        run = self._client.create_run(self._experiment_id, tags=tags, run_name=about.name)
+        source = json.dumps({"sha256": about.content_hash})
+        dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
+        self._client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+        return run
+
+    def _read(self) -> Points:
+        """All points that are recorded (one request per metric, none for a new run)."""
+        return {
+            Point(key, metric.step): metric.value
+            for key in self._run.data.metrics
+            for metric in self._client.get_metric_history(self.run_id, key)
+        }
+
+    def _write(self, points: Points) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(p.key, value, now, p.step) for p, value in points.items()]
+        for start in range(0, len(metrics), _MAX_METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS])
+        self._recorded.update(points)
+
+    def _write_params(self) -> None:
+        """Record the parameters that are missing: all of a new run's."""
+        from mlflow.entities import Param
+
+        there = self._run.data.params
+        params = [Param(k, v) for k, v in self._description.params.items() if k not in there]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(self.run_id, params=params[start : start + _MAX_PARAMS])
+
+    def _supersede(self) -> None:
+        """Put the run into the trash and start over with a fresh one."""
+        old = self.run_id
+        self._client.delete_run(old)
+        self._run = self._create({_SUPERSEDES_TAG: old})
+        self._recorded = {}
+        self._write_params()
+
+    def _set_status(self, status: str) -> None:
+        self._client.update_run(self.run_id, status)
+        self._run = self._client.get_run(self.run_id)
+
+
+def _provenance() -> dict[str, str]:
+    """Tags that say who and what made the run, under MLflow's own names where it has them."""
+    tags = {"vitdc.version": __version__, "mlflow.source.name": "vitdc"}
+    with suppress(KeyError, OSError, ImportError):  # a container's user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or not a repository
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    return tags
+
+
+# --- Store: where the records are --------------------------------------------------------------
+
+
+def _open_record(params: Params, dataset_name: str, content_hash: str) -> RunRecord:
+    description = RunDescription(
+        identity=run_identity(params, content_hash=content_hash),
+        name=run_name(params, dataset_name=dataset_name),
+        params=run_params(params),
+        dataset_name=dataset_name,
+        content_hash=content_hash,
+    )
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    _check_scheme(uri)
+    _quiet_mlflow()
+    with (
+        _explaining(
+            InputError,
+            problem=f"cannot record runs in MLflow at {_mask(uri)}",
+            way_out="set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
+        ),
+        _patience(retries=1, timeout=10),
+    ):
+        from mlflow import MlflowClient
+
+        uri = _prepare_database(uri)
+        client = MlflowClient(uri, registry_uri=uri)
+        experiment_id = _experiment(client, uri, params.tracking.experiment)
+        return RunRecord(client, experiment_id=experiment_id, description=description)
+
+
+def _check_scheme(uri: str) -> None:
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in _SCHEMES:
+        return
+    problem = "MLflow no longer records in folders" if scheme in ("", "file") else "unknown scheme"
+    raise InputError(
+        f"MLFLOW_TRACKING_URI={_mask(uri)}: {problem}; valid are sqlite:///FILE.db, http://HOST:PORT"
+        " and other databases (postgresql://...)"
+    )
+
+
+def _quiet_mlflow() -> None:
+    """Keep mlflow's chatter out of the terminal, and the news of our runs on this machine."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def _prepare_database(uri: str) -> str:
+    """Open a database once: mlflow itself retries for minutes before it says what is wrong.
+
+    Returns:
+        The URI, with the absolute path of an SQLite file, so that it does not depend on the
+        working directory.
+    """
+    if urlsplit(uri).scheme.partition("+")[0] not in _SQL_SCHEMES:
+        return uri
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    if file := _sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        url = url.set(database=str(file))
+    engine = sqlalchemy.create_engine(url)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+    return url.render_as_string(hide_password=False)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The absolute path of an SQLite store, None for another store."""
+    if not uri.startswith("sqlite"):
+        return None
+    import sqlalchemy
+
+    name = sqlalchemy.make_url(uri).database
+    return Path(name).absolute() if name and name != ":memory:" else None
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Id of the experiment, made if need be."""
+    from mlflow.exceptions import MlflowException
+
+    file = _sqlite_file(uri)
+    artifacts = str(file.parent / ARTIFACT_FOLDER) if file else None
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(
+                name, artifact_location=artifacts, tags={_EXPERIMENT_KIND_TAG: _TRAINING}
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+            assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
+        raise InputError(
+            f"tracking.experiment: {name!r} is in MLflow's trash; restore it with `mlflow"
+            f" experiments restore -x {experiment.experiment_id}` or choose another name"
+        )
+    if file and artifacts:
+        _check_artifacts(file, experiment.artifact_location, artifacts, name)
+    return str(experiment.experiment_id)
+
+
+def _check_artifacts(file: Path, recorded: str, expected: str, experiment: str) -> None:
+    """Follow an SQLite store that was moved: MLflow keeps absolute paths of artifacts in it."""
+    if recorded.startswith("mlflow-artifacts:"):
+        raise InputError(
+            f"tracking.experiment: {experiment!r} was made by a server, which alone can store its"
+            " artifacts; set MLFLOW_TRACKING_URI to the server or choose another name"
+        )
+    if recorded == expected or Path(recorded).name != ARTIFACT_FOLDER:
+        return
+    connection = sqlite3.connect(file)
+    with connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
+            (expected, recorded),
+        )
+        connection.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+            " WHERE substr(artifact_uri, 1, ?) = ?",
+            (expected, len(recorded) + 1, len(recorded) + 1, f"{recorded}/"),
+        )
+    connection.close()
+
+
+@contextmanager
+def _patience(*, retries: int, timeout: int) -> Iterator[None]:
+    """Let a lost server be noticed soon, unless the user chose otherwise; mlflow waits minutes."""
+    limits = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+    }
+    added = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _explaining(kind: type[Exception], *, problem: str, way_out: str) -> Iterator[None]:
+    """Turn an error of mlflow or below into one of ours, in one line."""
+    try:
+        yield
+    except (InputError, TrainingError):
+        raise
+    except Exception as error:
+        raise kind(f"{problem}: {_one_line(error)}; {way_out}") from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    """The message without line breaks, what was said first and last if it is long."""
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's own error
+    text = _mask(" ".join(str(cause).split()))
+    return text if len(text) <= 600 else f"{text[:250]} ... {text[-250:]}"
+
+
+def _mask(text: str) -> str:
+    """Hide the user and password of every URI."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
