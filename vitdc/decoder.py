@@ -111,7 +111,7 @@ def train_decoder(
         decoded = decoder(torch.from_numpy(embedding[batch]).to(device))
         loss = F.mse_loss(decoded, target)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         progress.set_postfix(error=f"{loss.item():.4f}", refresh=False)
