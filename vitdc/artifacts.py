@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -312,6 +312,114 @@ class Dataset:
         """(H, W, C)."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+
+class DatasetWriter:
+    """Streams images into a Dataset, all training images first; made by `writing_dataset`."""
+
+    def __init__(self, directory: Path, image_shape: tuple[int, int, int]) -> None:
+        self.metadata: dict[str, Any] = {}
+        self._images = {
+            s: _GrowingArray(directory / f"{s}_images.npy", image_shape, np.uint8) for s in SPLITS
+        }
+        self._labels = {
+            s: _GrowingArray(directory / f"{s}_labels.npy", (), np.int64) for s in SPLITS
+        }
+        self._index_file = (directory / "index.csv").open("w", encoding="utf-8", newline="")
+        self._index = csv.writer(self._index_file, lineterminator="\n")
+        self._index.writerow(("image", "split", "label"))
+
+    def append(
+        self, split: str, *, names: Iterable[str], labels: np.ndarray, images: np.ndarray
+    ) -> None:
+        """Add the next images of a split.
+
+        Args:
+            split: "train" or "test".
+            names: n image ids.
+            labels: (n,), -1 where the class is unknown.
+            images: (n, H, W, C) uint8.
+        """
+        assert split == "test" or self._images["test"].num_rows == 0
+        self._images[split].append(images)
+        self._labels[split].append(labels)
+        rows = zip(names, labels.tolist(), strict=True)
+        self._index.writerows((name, split, label) for name, label in rows)
+
+    def describe(
+        self,
+        *,
+        name: str,
+        class_names: Iterable[str],
+        mean: Iterable[float],
+        std: Iterable[float],
+        content_hash: str,
+        num_unreadable: int,
+    ) -> None:
+        """Set the Dataset's other attributes, known when the last image has been added."""
+        self.metadata = {
+            "name": name,
+            "class_names": list(class_names),
+            "mean": list(mean),
+            "std": list(std),
+            "content_hash": content_hash,
+            "num_unreadable": num_unreadable,
+        }
+
+    def close(self) -> None:
+        """Finish all files."""
+        for array in (*self._images.values(), *self._labels.values()):
+            array.close()
+        self._index_file.close()
+
+
+class _GrowingArray:
+    """An .npy file of rows whose number is known only when the last one is there.
+
+    It is written, not mapped: what is written through a map counts as this process's memory.
+    """
+
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: Any) -> None:
+        self.num_rows = 0
+        self._row_shape, self._dtype = row_shape, np.dtype(dtype)
+        self._file = path.open("wb")
+        self._write_header()
+
+    def append(self, rows: np.ndarray) -> None:
+        assert rows.shape[1:] == self._row_shape, (rows.shape, self._row_shape)
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self.num_rows += len(rows)
+
+    def close(self) -> None:
+        """Correct the number of rows in the header; NumPy leaves room for it to grow in place."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.num_rows, *self._row_shape),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def writing_dataset(
+    path: Path, made_by: Mapping[str, Any], *, image_shape: tuple[int, int, int]
+) -> Iterator[DatasetWriter]:
+    """Write a Dataset atomically: `append` to the yielded writer, then `describe` it.
+
+    Args:
+        path: The artifact's directory; replaced if it exists.
+        made_by: As for `writing`.
+        image_shape: (H, W, C) of every image.
+    """
+    with writing(path, Dataset.kind, made_by) as writer:
+        with closing(DatasetWriter(writer.directory, image_shape)) as dataset:
+            yield dataset
+        writer.metadata = dataset.metadata
 
 
 # --- Checkpoint --------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ import click
 from vitdc.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
+    from vitdc.artifacts import Checkpoint, RoundRow
     from vitdc.config import Params
+    from vitdc.tracking import Tracker
 
 COMMANDS = {
     "prepare": "Read images from their source into the prepared format.",

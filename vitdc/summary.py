@@ -137,15 +137,13 @@ def _(evaluation: Evaluation) -> str:
         for name, s in scores.items()
         if s
     ]
-    return "\n".join(
-        [
-            *lines,
-            f"{'rounds':>13}: {found['rounds']}, stopped by {found['stop_reason']}, best is round"
-            f" {found['best_round']} with a joint loss of {number(found['loss'])}",
-            f"{'results':>13}: {evaluation.path}/ with report.html, clusters.csv, rounds.csv,"
-            " metrics.json, figures/, model/",
-        ]
-    )
+    how = f"{found['rounds']}, stopped by {found['stop_reason']}, best is round"
+    what = "report.html, clusters.csv, rounds.csv, metrics.json, figures/, model/"
+    lines += [
+        f"{'rounds':>13}: {how} {found['best_round']} with joint loss {number(found['loss'])}",
+        f"{'results':>13}: {evaluation.path}/ with {what}",
+    ]
+    return "\n".join(lines)
 
 
 def summarize(evaluation: Evaluation) -> str:

@@ -1,0 +1,220 @@
+"""From the bytes of one image file to pixels, over all cores.
+
+Worker processes import this module, so it must stay light: NumPy and Pillow, never torch.
+
+What becomes of unusual images: EXIF orientation is applied; transparency is composited on white;
+16-bit greyscale is scaled to 8 bits; CMYK is converted without its colour profile; of an
+animation the first frame counts. Pixels without a defined range (32-bit integers and floats) are
+refused.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Pixels that a JPEG may be shrunk to while it is decoded, per pixel of the result's side. The rest
+# is done by the antialiasing filter, so the picture stays as good as from the full size.
+DRAFT_FACTOR = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels that are wanted of every image.
+
+    Attributes:
+        image_size: Side of the square.
+        channels: 1 or 3.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    image_size: int
+    channels: int
+    max_pixels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, self.channels
+
+
+class Decoded(NamedTuple):
+    """A decoded chunk.
+
+    Attributes:
+        images: (n, H, W, C) uint8: the readable ones, in order.
+        problems: Position in the chunk of every unreadable image, and why.
+    """
+
+    images: np.ndarray
+    problems: dict[int, str]
+
+
+def decode(file: str | bytes, pixels: Pixels) -> np.ndarray:
+    """Decode one image file, given by its path or its bytes.
+
+    Returns:
+        (H, W, C) uint8.
+
+    Raises:
+        Exception: Of any type that Pillow or a codec raises on a file that is not a sound image.
+    """
+    from PIL import Image, ImageOps
+
+    opened = io.BytesIO(file) if isinstance(file, bytes) else file
+    with Image.open(opened, formats=FORMATS) as image:
+        if image.width * image.height > pixels.max_pixels:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels exceed data.max_pixels={pixels.max_pixels}"
+            )
+        draft_size = DRAFT_FACTOR * pixels.image_size
+        image.draft(None, (draft_size, draft_size))
+        ImageOps.exif_transpose(image, in_place=True)
+        return fit(flatten(image), image_size=pixels.image_size, channels=pixels.channels)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Any Pillow image as opaque 8-bit greyscale ("L") or RGB."""
+    from PIL import Image
+
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no defined range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def fit(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
+    """Resize an "L" or "RGB" image so that its short side is `image_size`, and centre-crop it.
+
+    Returns:
+        (H, W, C) uint8.
+    """
+    from PIL import Image, ImageOps
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (image_size, image_size):
+        # one antialiased resampling of the part that is kept
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(image_size, image_size, channels)
+
+
+def decode_chunk(files: Sequence[str | bytes], pixels: Pixels) -> Decoded:
+    """Decode a few files; those that cannot be are left out and explained."""
+    images, problems = [], {}
+    with _quiet_pillow():
+        for position, file in enumerate(files):
+            try:
+                images.append(decode(file, pixels))
+            except Exception as error:  # codecs raise anything on hostile bytes
+                problems[position] = _reason(error)
+    return Decoded(np.array(images, np.uint8).reshape(-1, *pixels.shape), problems)
+
+
+def decode_chunks(
+    chunks: Iterable[Sequence[str | bytes]], pixels: Pixels, *, num_workers: int
+) -> Generator[Decoded]:
+    """Decode chunk after chunk in `num_workers` processes, in order and a bounded way ahead.
+
+    With one worker everything happens in this process. Close the iterator to end the processes
+    early.
+    """
+    work = partial(decode_chunk, pixels=pixels)
+    if num_workers == 1:
+        yield from map(work, chunks)
+        return
+    executor = ProcessPoolExecutor(
+        num_workers,
+        # a forked child would inherit the locks of whatever threads run here
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
+    try:
+        yield from ordered_map(executor, work, chunks, ahead=2 * num_workers)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def ordered_map(
+    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
+) -> Generator[Result]:
+    """Like `executor.map`, but `items` is read at most `ahead` items before its result is taken.
+
+    `Executor.map` reads all of its input at once, and so holds all of it in memory.
+    """
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(function, item))
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Switch Pillow's own size limit and warnings off: `max_pixels` and `problems` replace them."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and never outlive it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

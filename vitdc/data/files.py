@@ -1,0 +1,246 @@
+"""Sources of image files, in a folder or in S3: labels from the layout, split, decoding.
+
+Layout: class sub-folders give labels (files may be nested deeper inside them), a flat folder gives
+none. Both at once is an error, because the images at the top would belong to no class. Hidden
+files and folders (a name that starts with a dot) are ignored, and so are files whose extension is
+not an image's, which are counted. Images are in the order of their names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from vitdc.config import DataConfig
+from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks
+from vitdc.data.sampling import split_train_test, subset
+from vitdc.data.sources import Batch
+from vitdc.errors import InputError
+
+CHUNK_SIZE = 32  # images per task of a decoding process, and so the wait after Ctrl-C
+DEFAULT_CHANNELS = 3
+MAX_LISTED = 10  # names in a message
+MAX_COLLECTED = 100  # unreadable images beyond the allowed ones before the rest is not tried
+SPLIT_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+
+logger = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """Where image files lie."""
+
+    @property
+    def location(self) -> str:
+        """For messages: the folder or URL that names are relative to."""
+
+    def names(self) -> list[str]:
+        """All files below `location`, as relative paths with slashes; hidden ones may be left out.
+
+        Raises:
+            InputError: The place is not there or may not be listed.
+        """
+
+    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+        """The files themselves, in the order of `names`: a path or the content of each."""
+
+
+class Layout(NamedTuple):
+    """The images of a store.
+
+    Attributes:
+        names: N relative paths, sorted.
+        labels: (N,) int64, -1 where there are no class folders.
+        class_names: Sorted names of the class folders, if any.
+    """
+
+    names: list[str]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+class FileSource:
+    """Images decoded from the files of a store."""
+
+    def __init__(self, store: Store, config: DataConfig) -> None:
+        if config.image_size is None:
+            raise InputError(
+                f"data.image_size: needed with data.source={config.source}, whose images may have"
+                " any size; e.g. 32"
+            )
+        self._store, self._config = store, config
+        channels = config.channels or DEFAULT_CHANNELS
+        self._pixels = Pixels(config.image_size, channels, config.max_pixels)
+        names, self._labels, self.class_names = read_layout(store)
+        self._names = np.array(names, dtype=object)
+        train, test = split_train_test(
+            names, self._labels, test_fraction=config.test_fraction, seed=config.seed
+        )
+        limits = {"train": (train, config.max_train), "test": (test, config.max_test)}
+        self._chosen = {  # before anything is decoded, so that a small trial is quick
+            split: indices[
+                subset(self._names[indices], self._labels[indices], limit=limit, seed=config.seed)
+            ]
+            for split, (indices, limit) in limits.items()
+        }
+        self._unreadable: list[tuple[str, str]] = []
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self._pixels.shape
+
+    @property
+    def num_unreadable(self) -> int:
+        return len(self._unreadable)
+
+    def batches(self) -> Generator[Batch]:
+        """Decode all chosen images.
+
+        Raises:
+            InputError: More images are unreadable than allowed, or no training image is left.
+        """
+        chunks = [
+            (split, indices[start : start + CHUNK_SIZE])
+            for split, indices in self._chosen.items()
+            for start in range(0, len(indices), CHUNK_SIZE)
+        ]
+        num_images = sum(len(indices) for indices in self._chosen.values())
+        num_train = 0
+        with (
+            closing(self._decode([indices for _, indices in chunks])) as results,
+            tqdm(total=num_images, desc="prepare", unit=" images", disable=None) as progress,
+        ):
+            for (split, indices), decoded in zip(chunks, results, strict=True):
+                batch = self._batch(split, indices, decoded)
+                num_train += len(batch.labels) if split == "train" else 0
+                progress.update(len(indices))
+                yield batch
+        self._conclude(num_train)
+
+    def _decode(self, chunks: list[np.ndarray]) -> Generator[Decoded]:
+        names = self._names[np.concatenate(chunks)].tolist()
+        num_workers = min(self._config.num_workers or _num_cores(), len(chunks))
+        with closing(self._store.files(names)) as files:
+            sized = (list(islice(files, len(chunk))) for chunk in chunks)
+            with closing(decode_chunks(sized, self._pixels, num_workers=num_workers)) as results:
+                yield from results
+
+    def _batch(self, split: str, indices: np.ndarray, decoded: Decoded) -> Batch:
+        for position, reason in decoded.problems.items():
+            self._unreadable.append((self._names[indices[position]], reason))
+        if self.num_unreadable > self._config.max_unreadable + MAX_COLLECTED:
+            self._refuse(complete=False)
+        readable = np.delete(indices, list(decoded.problems))
+        names = self._names[readable].tolist()
+        return Batch(split, names, self._labels[readable], decoded.images)
+
+    def _conclude(self, num_train: int) -> None:
+        if self.num_unreadable > self._config.max_unreadable:
+            self._refuse(complete=True)
+        if num_train == 0:
+            raise InputError(
+                f"{self._store.location}: none of the {self.num_unreadable} training images is"
+                f" readable: {self._list_unreadable()}"
+            )
+        if self._unreadable:
+            logger.warning(
+                "%s: skipped %d unreadable images: %s",
+                self._store.location,
+                self.num_unreadable,
+                self._list_unreadable(),
+            )
+
+    def _refuse(self, *, complete: bool) -> None:
+        number = f"{'' if complete else 'at least '}{self.num_unreadable}"
+        allowed = self._config.max_unreadable
+        raise InputError(
+            f"{self._store.location}: unreadable images: {number}, allowed: {allowed}:"
+            f" {self._list_unreadable()}; repair or remove them, or allow them to be skipped with"
+            f" data.max_unreadable{f'={number}' if complete else ''}"
+        )
+
+    def _list_unreadable(self) -> str:
+        listed = [f"{name} ({reason})" for name, reason in self._unreadable[:MAX_LISTED]]
+        return "; ".join(listed) + _and_more(self.num_unreadable - len(listed))
+
+
+def read_layout(store: Store) -> Layout:
+    """List the images of `store` and derive their labels from the layout.
+
+    Raises:
+        InputError: There are no images, or the layout is ambiguous.
+    """
+    visible = [name for name in store.names() if not is_hidden(name)]
+    names = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
+    ignored = sorted(set(visible).difference(names))
+    if not names:
+        raise InputError(
+            f"{store.location}: no images here ({len(ignored)} other files{_examples(ignored)});"
+            f" images are files ending in {' '.join(EXTENSIONS)}"
+        )
+    _check_encoding(names, store.location)
+    if ignored:
+        logger.warning(
+            "%s: ignored %d files that are no images by their extension%s",
+            store.location,
+            len(ignored),
+            _examples(ignored),
+        )
+    class_names = _class_names(names, store.location)
+    label_of = {class_name: label for label, class_name in enumerate(class_names)}
+    labels = [label_of[name.partition("/")[0]] if label_of else -1 for name in names]
+    return Layout(names, np.array(labels, np.int64), class_names)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of the relative path starts with a dot."""
+    return name.startswith(".") or "/." in name
+
+
+def _class_names(names: Sequence[str], location: str) -> tuple[str, ...]:
+    class_names = sorted({name.partition("/")[0] for name in names if "/" in name})
+    at_top = [name for name in names if "/" not in name]
+    if at_top and class_names:
+        raise InputError(
+            f"{location}: ambiguous layout: {len(at_top)} images at the top{_examples(at_top)}"
+            f" beside class folders{_examples(class_names)}; move the images into class folders,"
+            " or all images into one flat folder"
+        )
+    if len(class_names) > 1 and {name.lower() for name in class_names} <= SPLIT_FOLDERS:
+        raise InputError(
+            f"{location}: its folders {', '.join(class_names)} are splits, not classes; name the"
+            " folder that holds the class folders, the split is made by data.test_fraction"
+        )
+    return tuple(class_names)
+
+
+def _check_encoding(names: Sequence[str], location: str) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{location}: the file name {name!a} is not valid UTF-8; rename it"
+            ) from None
+
+
+def _examples(names: Sequence[str], number: int = 3) -> str:
+    if not names:
+        return ""
+    return f" ({', '.join(names[:number])}{_and_more(len(names) - number)})"
+
+
+def _and_more(number: int) -> str:
+    return f" and {number} more" if number > 0 else ""
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

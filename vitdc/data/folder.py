@@ -1,0 +1,59 @@
+"""Image files in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vitdc.errors import InputError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder as a `files.Store`. Links are followed, but not around in a circle."""
+
+    location: str
+
+    @classmethod
+    def open(cls, root: str | None) -> Self:
+        """Check that `root` is a folder.
+
+        Raises:
+            InputError: No folder is named or there is none.
+        """
+        if root is None:
+            raise InputError("data.root: needed with data.source=folder: the folder of your images")
+        folder = Path(root).expanduser()
+        if not folder.exists():
+            raise InputError(f"data.root: {root}: no such folder")
+        if not folder.is_dir():
+            raise InputError(f"data.root: {root}: not a folder")
+        return cls(str(folder))
+
+    def names(self) -> list[str]:
+        """All files that are not hidden, as paths relative to the folder."""
+        return list(_walk(self.location, "", frozenset()))
+
+    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+        """The files' paths."""
+        yield from (f"{self.location}/{name}" for name in names)
+
+
+def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
+    """Relative paths below `folder`; `above` are the real paths of the folders it lies in."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror}") from None
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
+        elif entry.is_file() or entry.is_symlink():  # a broken link is an unreadable image
+            yield prefix + entry.name

@@ -1,0 +1,154 @@
+"""Image files in S3 or any store that speaks its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from vitdc.data.decoding import ordered_map
+from vitdc.errors import InputError
+
+NUM_THREADS = 16  # requests at a time
+FETCH_AHEAD = 2 * NUM_THREADS  # objects in memory before they are decoded
+CONNECT_TIMEOUT, READ_TIMEOUT = 5, 30  # seconds
+NUM_ATTEMPTS = 3
+
+ADVICE = {
+    "NoSuchBucket": "there is no such bucket; check data.source",
+    "InvalidAccessKeyId": "the access key is unknown there; check your AWS credentials",
+    "SignatureDoesNotMatch": "the secret key is wrong; check your AWS credentials",
+    "ExpiredToken": "the session token has expired; log in again",
+    "AccessDenied": "access denied; check your AWS credentials and their right to list and read",
+}
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket, or what lies under a prefix of it, as a `files.Store`.
+
+    Attributes:
+        location: s3://bucket/prefix/
+        bucket: Name of the bucket.
+        prefix: Empty, or ends with a slash.
+        client: Of boto3; threads may share it.
+    """
+
+    location: str
+    bucket: str
+    prefix: str
+    client: Any
+
+    @classmethod
+    def open(cls, url: str, *, endpoint_url: str | None) -> Self:
+        """Make a client from the usual AWS credential chain; nothing is requested yet.
+
+        Raises:
+            InputError: The URL names no bucket, or the AWS configuration is not valid.
+        """
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise InputError(f"data.source: {url}: names no bucket; write s3://bucket/prefix")
+        prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
+        location = f"s3://{bucket}/{prefix}"
+        with _one_clear_line(location, endpoint_url):
+            client = _make_client(endpoint_url)
+        return cls(location, bucket, prefix, client)
+
+    def names(self) -> list[str]:
+        """All keys relative to the prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix
+        )
+        names: list[str] = []
+        with (
+            _one_clear_line(self.location, self.client.meta.endpoint_url),
+            tqdm(desc=f"list {self.location}", unit=" objects", disable=None) as progress,
+        ):
+            for page in pages:
+                keys = [entry["Key"] for entry in page.get("Contents", ())]
+                names += [key.removeprefix(self.prefix) for key in keys if not key.endswith("/")]
+                progress.update(len(keys))
+        return names
+
+    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+        """The objects' contents, fetched by several threads a bounded way ahead."""
+        executor = ThreadPoolExecutor(NUM_THREADS)
+        try:
+            yield from ordered_map(executor, self._fetch, names, ahead=FETCH_AHEAD)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def _fetch(self, name: str) -> bytes:
+        """Content of one object. botocore repeats failed requests, but not failed bodies."""
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        with _one_clear_line(self.location + name, self.client.meta.endpoint_url):
+            for attempt in range(NUM_ATTEMPTS):
+                response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+                try:
+                    content: bytes = response["Body"].read()
+                    return content
+                except (HTTPClientError, IncompleteReadError):
+                    if attempt == NUM_ATTEMPTS - 1:
+                        raise
+        raise AssertionError("unreachable")
+
+
+def _make_client(endpoint_url: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": NUM_ATTEMPTS},
+        max_pool_connections=NUM_THREADS,
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+
+
+@contextmanager
+def _one_clear_line(location: str, endpoint_url: str | None) -> Iterator[None]:
+    """Say what boto3 found in the user's words."""
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        EndpointConnectionError,
+        HTTPClientError,
+        NoCredentialsError,
+    )
+
+    try:
+        yield
+    except NoCredentialsError:
+        raise InputError(
+            f"{location}: no AWS credentials found; set AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from None
+    except ClientError as error:
+        raise InputError(f"{location}: {_refusal(error.response)}") from None
+    except (EndpointConnectionError, HTTPClientError) as error:
+        raise InputError(
+            f"{location}: cannot reach {endpoint_url}; check data.endpoint_url and the network"
+            f" ({_one_line(error)})"
+        ) from None
+    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+        raise InputError(f"{location}: {_one_line(error)}") from None
+
+
+def _refusal(response: dict[str, Any]) -> str:
+    code = str(response["Error"].get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    advice = ADVICE.get("AccessDenied" if code not in ADVICE and status == 403 else code)
+    if advice:
+        return f"{advice} ({code})"
+    return f"the store answered {code}: {_one_line(response['Error'].get('Message', ''))}"
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,70 @@
+"""Stratified, seeded choice of images: the train/test split and the subsets.
+
+Every image has a pseudo-random rank that depends on its name and the seed alone, and a choice
+takes the lowest ranks of each class. So a choice does not depend on the order that a source lists
+its images in, and adding images moves few others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def apportion(counts: np.ndarray, total: int) -> np.ndarray:
+    """Share `total` seats among classes in proportion to `counts` (largest remainder method).
+
+    No class is one seat or more away from its exact share, none gets more than its count, and
+    ties go to the earlier class.
+    """
+    assert 0 <= total <= counts.sum()
+    if total == 0:
+        return np.zeros_like(counts)
+    shares, remainders = np.divmod(counts * total, counts.sum())  # integers: exact
+    left = total - shares.sum()
+    shares[np.argsort(-remainders, kind="stable")[:left]] += 1
+    return shares
+
+
+def split_train_test(
+    names: Sequence[str], labels: np.ndarray, *, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the test images, each ascending.
+
+    Every class keeps an image in training, so a class of one image is never tested and a class
+    too small for its share is tested with less. Two images or more leave something to test,
+    unless every class has only one.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    total = max(round(test_fraction * len(names)), 1 if len(names) > 1 else 0)
+    held_out = np.minimum(apportion(counts, total), counts - 1)
+    if total and not held_out.any() and counts.max() > 1:
+        held_out[counts.argmax()] = 1
+    test = _lowest_ranks(names, labels, classes, held_out, seed=seed)
+    return np.setdiff1d(np.arange(len(names)), test), test
+
+
+def subset(names: Sequence[str], labels: np.ndarray, *, limit: int | None, seed: int) -> np.ndarray:
+    """Indices of at most `limit` images in the proportions of their classes, ascending."""
+    if limit is None or limit >= len(names):
+        return np.arange(len(names))
+    classes, counts = np.unique(labels, return_counts=True)
+    return _lowest_ranks(names, labels, classes, apportion(counts, limit), seed=seed)
+
+
+def _lowest_ranks(
+    names: Sequence[str], labels: np.ndarray, classes: np.ndarray, take: np.ndarray, *, seed: int
+) -> np.ndarray:
+    ranks = np.array([_rank(name, seed) for name in names], dtype=np.uint64)
+    chosen = []
+    for label, number in zip(classes, take, strict=True):
+        members = np.flatnonzero(labels == label)
+        chosen.append(members[np.argsort(ranks[members], kind="stable")[:number]])
+    return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def _rank(name: str, seed: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
