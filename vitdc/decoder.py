@@ -104,7 +104,7 @@ def train_decoder(
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     batches = _batches(len(images), seed=seed)
-    progress = trange(steps, desc="decoder", unit="step", leave=False, disable=None, disable=None)
+    progress = trange(steps, desc="decoder", unit="step", leave=False, disable=None)
     for _ in progress:
         batch = next(batches)
         target = F.adaptive_avg_pool2d(_pixels(images[batch], device), decoder.grid_shape)
