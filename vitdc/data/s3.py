@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vitdc.data.decoding import ordered_map
 from vitdc.errors import InputError
 
+SCHEME = "s3://"
 NUM_THREADS = 16  # requests at a time
 FETCH_AHEAD = 2 * NUM_THREADS  # objects in memory before they are decoded
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 30  # seconds
@@ -50,11 +51,11 @@ class Bucket:
         Raises:
             InputError: The URL names no bucket, or the AWS configuration is not valid.
         """
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         if not bucket:
-            raise InputError(f"data.source: {url}: names no bucket; write s3://bucket/prefix")
+            raise InputError(f"data.source: {url}: names no bucket; write {SCHEME}bucket/prefix")
         prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
-        location = f"s3://{bucket}/{prefix}"
+        location = f"{SCHEME}{bucket}/{prefix}"
         with _one_clear_line(location, endpoint_url):
             client = _make_client(endpoint_url)
         return cls(location, bucket, prefix, client)
@@ -79,7 +80,9 @@ class Bucket:
         """The objects' contents, fetched by several threads a bounded way ahead."""
         executor = ThreadPoolExecutor(NUM_THREADS)
         try:
-            yield from ordered_map(executor, self._fetch, names, ahead=FETCH_AHEAD)
+            yield from ordered_map(
+                lambda name: executor.submit(self._fetch, name), names, ahead=FETCH_AHEAD
+            )
         finally:
             executor.shutdown(cancel_futures=True)
 
