@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,10 @@ def test_uploaded_folder_gives_the_same_content_as_the_folder(
 def test_listing_goes_on_after_the_first_page(s3_server, bucket, write_images, tmp_path):
     content = (write_images("0.png") / "0.png").read_bytes()
     client = s3_server.client()
-    for index in range(1005):  # a page has 1,000
-        client.put_object(Bucket=bucket, Key=f"many/{index:04}.png", Body=content)
+    with ThreadPoolExecutor(8) as executor:
+        for index in range(1005):  # a page has 1,000
+            key = f"many/{index:04}.png"
+            executor.submit(client.put_object, Bucket=bucket, Key=key, Body=content)
     url = s3_server.endpoint_url
     dataset = prepare(tmp_path / "out", source="s3://photos/many", endpoint_url=url, max_train=20)
     assert (len(dataset.train), len(dataset.test)) == (20, 201)

@@ -27,7 +27,8 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
     """Read the images that `config` names and write them as a Dataset artifact.
 
     Images stream: memory holds a few chunks of them, whatever their number, except for
-    torchvision sets, which torchvision loads a split at a time.
+    torchvision sets, which torchvision loads a split at a time. Image files are decoded in
+    processes of their own, so a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
         config: The `data` section.

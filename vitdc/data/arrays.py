@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,7 +171,7 @@ def _load_torchvision(name: str, root: Path, split: str) -> Any:
     try:
         with _socket_timeout(DOWNLOAD_TIMEOUT):
             return getattr(datasets, name)(root, download=True, **by_split)
-    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError
+    except (OSError, RuntimeError, HTTPException) as error:  # URLError is an OSError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"data.source={name}: not complete in {root} (data.root) and cannot be downloaded"

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tqdm import tqdm
 
@@ -38,6 +38,8 @@ class Bucket:
         prefix: Empty, or ends with a slash.
         client: Of boto3; threads may share it.
     """
+
+    chunk_size: ClassVar[int] = 4  # of whole objects, which may be photos of many megabytes
 
     location: str
     bucket: str
