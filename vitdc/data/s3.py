@@ -21,6 +21,7 @@ NUM_ATTEMPTS = 3
 
 ADVICE = {
     "NoSuchBucket": "there is no such bucket; check data.source",
+    "404": "nothing speaks S3 there; check data.endpoint_url",
     "InvalidAccessKeyId": "the access key is unknown there; check your AWS credentials",
     "SignatureDoesNotMatch": "the secret key is wrong; check your AWS credentials",
     "ExpiredToken": "the session token has expired; log in again",
