@@ -23,6 +23,7 @@ from torchvision import datasets
 from vitdc.artifacts import Dataset
 from vitdc.config import DataConfig
 from vitdc.data import write_dataset
+from vitdc.data.arrays import IDX_SETS
 from vitdc.errors import InputError
 
 random = np.random.default_rng(0)
@@ -211,6 +212,11 @@ def test_fashion_mnist_is_read_from_a_folder_of_gzip_files_and_nothing_is_writte
     np.testing.assert_array_equal(dataset.test.labels, labels)
     assert dataset.class_names[9] == "Ankle boot"
     assert {file: file.stat() for file in (tmp_path / "idx").iterdir()} == before
+
+
+@pytest.mark.parametrize("source", IDX_SETS)
+def test_class_names_of_idx_sets_are_torchvisions(source):
+    assert list(IDX_SETS[source]) == getattr(datasets, source).classes
 
 
 def test_mnist_is_read_where_torchvision_keeps_it(tmp_path):

@@ -32,7 +32,18 @@ TORCHVISION_SETS = {
     "STL10": "stl10_binary.tar.gz",
     "SVHN": "train_32x32.mat and test_32x32.mat",
 }
-IDX_SETS = ("FashionMNIST", "MNIST")
+# Sets in IDX files and their class names, as torchvision has them. They are repeated here because
+# importing torchvision takes longer than reading the files.
+IDX_SETS = {
+    "FashionMNIST": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "MNIST": (
+        *("0 - zero", "1 - one", "2 - two", "3 - three", "4 - four"),
+        *("5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine"),
+    ),
+}
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 IDX_HEADERS = {"images-idx3": b"\0\0\x08\x03", "labels-idx1": b"\0\0\x08\x01"}  # unsigned bytes
 
@@ -191,14 +202,12 @@ def _as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 def _open_idx_set(config: DataConfig) -> ArraySource:
     """MNIST or Fashion-MNIST, from the four IDX files, plain or gzipped."""
-    from torchvision import datasets
-
     root = _root(config)
     folders = (root, root / config.source / "raw")
     if not any(_has_idx_files(folder) for folder in folders):
         _load_torchvision(config.source, root, "train")
     folder = next(folder for folder in folders if _has_idx_files(folder))
-    class_names = tuple(getattr(datasets, config.source).classes)
+    class_names = IDX_SETS[config.source]
 
     def load(split: str) -> LabelledImages:
         images = read_idx(_idx_file(folder, split, "images-idx3"), "images-idx3")
