@@ -17,9 +17,11 @@ from vitdc.report.data import (
     ReportData,
     Snapshot,
     cluster_pictures,
+    confusion,
     find_moves,
     is_wrong,
     majority_classes,
+    match_order,
     pictured_clusters,
 )
 from vitdc.report.figures import cluster_title, figure_svg, rgb, side_title
@@ -67,6 +69,9 @@ def render_page(data: ReportData, figures: Mapping[str, Figure]) -> str:
         sides=[side_title(data.before), side_title(data.after)],
         errors=[side.decoded.error if side.decoded else None for side in (data.before, data.after)],
         clusters=_clusters(data),
+        diagonal=[diagonal_count(data, side) for side in (data.before, data.after)],
+        num_ringed=[_num_ringed(data, side) for side in (data.before, data.after)],
+        num_known=int((data.labels >= 0).sum()),
         columns=-(-data.gallery_size // 2),
         rendering="pixelated" if max(data.images.shape[1:3]) <= 32 else "auto",
         num_unknown=int((data.labels < 0).sum()) if data.has_labels else 0,
@@ -99,8 +104,12 @@ def _summary(data: ReportData) -> dict[str, Any]:
     nmi = _score(data, split, "nmi")
     bars = [
         ("k-means on the raw pixels", _score(data, "pixel_kmeans", split, "nmi"), "floor"),
-        (f"{side_title(data.before)}", _row_nmi(data, data.before.round, split), "before"),
-        (f"{side_title(data.after)}", nmi, "after"),
+        (
+            f"trained, before the rounds (round {data.before.round})",
+            _row_nmi(data, data.before.round, split),
+            "before",
+        ),
+        (f"after the rounds (round {data.after.round})", nmi, "after"),
     ]
     stats = {
         "acc": _percent(_score(data, split, "acc")),
@@ -154,13 +163,24 @@ def rounds_story(data: ReportData) -> str:
             " the round before is the result."
         )
     elif data.verdict == MAX_ROUNDS and fall is not None:
-        why = f"stopped by the cap on rounds: l last fell by {fall:.2g}, the threshold is {threshold}."
+        why = f"stopped by the cap on rounds: l last fell by {fall:.2g}, with {threshold}."
     elif data.verdict == MAX_ROUNDS:
         why = "stopped by the cap on rounds, before l could be compared with an earlier round."
     else:
         why = f"verdict: {data.verdict}."
     best = f"Lowest l, and so the result: round {data.best_round}."
     return f"{count} of retraining, {why} {best}"
+
+
+def diagonal_count(data: ReportData, snapshot: Snapshot) -> int:
+    """Images in the cluster that is matched one to one (Hungarian) with their class."""
+    counts = confusion(data, snapshot)
+    return int(counts[np.ix_(*match_order(counts))].diagonal().sum())
+
+
+def _num_ringed(data: ReportData, snapshot: Snapshot) -> int:
+    wrong = is_wrong(data.labels, snapshot.assignment, data.num_clusters)
+    return int(wrong[data.map_indices].sum())
 
 
 def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
