@@ -330,9 +330,9 @@ def _shade(axes: Axes, share: np.ndarray, *, crisp: bool) -> None:
 
 def _name_ticks(axes: Axes, which: str, names: Sequence[str], *, rotated: bool) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    step = max(1, -(-len(names) // 50))
+    step = max(1, -(-len(names) // 25))
     shown = list(range(0, len(names), step))
-    size = FONT_SIZE - 1 if len(names) <= 20 else 5.5
+    size = FONT_SIZE - 1 if len(names) <= MAX_ANNOTATED else 7.5
     axis.set_ticks(shown, [names[i] for i in shown], fontsize=size, rotation=90 if rotated else 0)
     for label in axis.get_ticklabels():
         label.set_parse_math(False)  # a class may be called "$5"

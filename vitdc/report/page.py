@@ -24,7 +24,7 @@ from vitdc.report.data import (
     match_order,
     pictured_clusters,
 )
-from vitdc.report.figures import cluster_title, figure_svg, rgb, side_title
+from vitdc.report.figures import cluster_title, figure_svg, rgb, shorten, side_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +154,7 @@ def rounds_story(data: ReportData) -> str:
     count = "One round" if last.round == 1 else f"{last.round} rounds"
     losses = [row.loss for row in data.rows if row.loss is not None]
     fall = losses[-2] - losses[-1] if len(losses) > 1 else None
-    threshold = f"\u03b5 = {data.epsilon:g}"
+    threshold = f"\u03b5\u00a0=\u00a0{data.epsilon:g}"
     if data.verdict == CONVERGED and fall is not None:
         why = f"stopped by convergence: l fell by only {fall:.2g}, less than {threshold}."
     elif data.verdict == LOSS_ROSE and fall is not None:
@@ -184,6 +184,9 @@ def _num_ringed(data: ReportData, snapshot: Snapshot) -> int:
 
 
 def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
+    scores = [_number(v) for v in (row.nmi_train, row.nmi_test, row.ari_test, row.acc_test)]
+    if _score(data, "test", "nmi") is None and _score(data, "train", "nmi") is None:
+        scores = []
     return {
         "best": row.round == data.best_round,
         "cells": [
@@ -191,10 +194,7 @@ def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
             _number(row.loss, 4),
             _number(row.cross_entropy, 4),
             _number(row.clustering_loss, 4),
-            _number(row.nmi_train),
-            _number(row.nmi_test),
-            _number(row.ari_test),
-            _number(row.acc_test),
+            *scores,
             _percent(row.changed),
             row.verdict or "",
         ],
@@ -293,7 +293,7 @@ def _move(
             names[i][int(side.assignment[index])]
             for i, side in enumerate((data.before, data.after))
         )
-        own = data.class_name(int(data.labels[index]))
+        own = shorten(data.class_name(int(data.labels[index])), 16)
         text = f"{own} in {after}" if kind == "stayed" else f"{before} \u2192 {after}"
         about = f"{data.split} image {index}, class {own}: cluster of {before}, then of {after}"
         tiles.append({"original": picture_uri(data.images[index]), "text": text, "about": about})
@@ -311,7 +311,7 @@ def _cluster_names(data: ReportData, snapshot: Snapshot) -> Sequence[str]:
     """Name clusters by their majority class, or by their id where none is known."""
     majority = majority_classes(data.labels, snapshot.assignment, data.num_clusters)
     return [
-        data.class_name(int(label)) if label >= 0 else f"#{cluster}"
+        shorten(data.class_name(int(label)), 16) if label >= 0 else f"#{cluster}"
         for cluster, label in enumerate(majority)
     ]
 
