@@ -295,7 +295,7 @@ def draw_confusion(data: ReportData, snapshot: Snapshot) -> Figure:
     if annotated:
         small = 9 if max(counts.shape) <= 12 else 6.5
         for row, column in zip(*np.nonzero(counts), strict=True):
-            color = ON_BLUE if share[row, column] > 0.5 else INK
+            color = ON_BLUE if share[row, column] > 0.62 else INK
             axes.text(
                 column, row, str(counts[row, column]), ha="center", va="center",
                 fontsize=small, color=color,
@@ -347,7 +347,7 @@ def shorten(name: str, length: int = 14) -> str:
 
 
 def draw_map(data: ReportData, snapshot: Snapshot) -> Figure:
-    """The 2-D map: coloured and named by cluster, images in a wrong cluster ringed."""
+    """The 2-D map: coloured and, if few, named by cluster; images in a wrong cluster ringed."""
     assert snapshot.coordinates is not None, "the map needs coordinates"
     figure, axes = _figure(5.2, 4.8)
     coordinates = snapshot.coordinates
@@ -359,7 +359,8 @@ def draw_map(data: ReportData, snapshot: Snapshot) -> Figure:
     fill = colors[assignment]
     axes.scatter(x[~wrong], y[~wrong], s=size, c=fill[~wrong], linewidths=0, alpha=0.85)
     axes.scatter(x[wrong], y[wrong], s=2.4 * size, c=fill[wrong], edgecolors=WRONG, linewidths=1.8)
-    _name_clusters(axes, data, snapshot, coordinates, assignment)
+    if data.num_clusters <= MAX_ANNOTATED:
+        _name_clusters(axes, data, snapshot, coordinates, assignment)
     axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(visible=False)
@@ -380,14 +381,13 @@ def _name_clusters(
     from matplotlib.patheffects import withStroke
 
     majority = majority_classes(data.labels, snapshot.assignment, data.num_clusters)
-    many = data.num_clusters > MAX_ANNOTATED
     for cluster in np.unique(assignment):
         label = majority[cluster]
-        name = str(cluster) if label < 0 or many else shorten(data.class_name(int(label)), 12)
+        name = str(cluster) if label < 0 else shorten(data.class_name(int(label)), 12)
         x, y = np.median(coordinates[assignment == cluster], axis=0)
         axes.text(
             x, y, name, ha="center", va="center", color=INK,
-            fontsize=7 if many else 12, fontweight="bold", parse_math=False,
+            fontsize=12, fontweight="bold", parse_math=False,
             path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ from vitdc.report.data import (
     match_order,
     pictured_clusters,
 )
-from vitdc.report.figures import cluster_title, figure_svg, rgb, shorten, side_title
+from vitdc.report.figures import MAX_ANNOTATED, cluster_title, figure_svg, rgb, shorten, side_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +72,8 @@ def render_page(data: ReportData, figures: Mapping[str, Figure]) -> str:
         diagonal=[diagonal_count(data, side) for side in (data.before, data.after)],
         num_ringed=[_num_ringed(data, side) for side in (data.before, data.after)],
         num_known=int((data.labels >= 0).sum()),
+        max_named=MAX_ANNOTATED,
+        tile=64 if max(map(len, data.class_names), default=0) <= 4 else 84,
         columns=-(-data.gallery_size // 2),
         rendering="pixelated" if max(data.images.shape[1:3]) <= 32 else "auto",
         num_unknown=int((data.labels < 0).sum()) if data.has_labels else 0,
