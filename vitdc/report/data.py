@@ -368,12 +368,16 @@ def map_coordinates(
 
 def _tsne(embedding: np.ndarray, start: np.ndarray, noise: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # of scikit-learn
 
     start = start - start.mean(axis=0)
     start = 1e-4 * start / (start.std() or 1.0) + noise
     perplexity = min(30.0, (len(embedding) - 1) / 3)
-    tsne = TSNE(init=start.astype(np.float32), perplexity=perplexity, random_state=0)
-    coordinates: np.ndarray = tsne.fit_transform(np.asarray(embedding, dtype=np.float32))
+    start = start.astype(np.float32)
+    tsne = TSNE(init=start, perplexity=perplexity, max_iter=500, random_state=0)
+    # One thread: so few points lose more than they gain by more, many times more on a busy machine.
+    with threadpool_limits(limits=1):
+        coordinates: np.ndarray = tsne.fit_transform(np.asarray(embedding, dtype=np.float32))
     return coordinates.astype(np.float64)
 
 
