@@ -19,7 +19,7 @@ from tqdm import trange
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3
 LARGEST_GRID = 64  # an embedding holds no finer detail; larger images are interpolated
-WIDTH, SMALLEST_WIDTH = 64, 16
+WIDTH, SMALLEST_WIDTH = 32, 16
 STREAM_SIZE = 512
 
 

@@ -368,7 +368,7 @@ def map_coordinates(
 
 def _tsne(embedding: np.ndarray, start: np.ndarray, noise: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # of scikit-learn
+    from threadpoolctl import threadpool_limits  # of scikit-learn
 
     start = start - start.mean(axis=0)
     start = 1e-4 * start / (start.std() or 1.0) + noise
