@@ -196,7 +196,7 @@ def test_round_round_trip_keeps_every_digit(tmp_path: Path) -> None:
 
 def test_training_state_round_trip(tmp_path: Path) -> None:
     weight = torch.randn(3, 2)
-    moments = {0: {"step": torch.tensor(7.0), "exp_avg": weight * 2}, 11: {"exp_avg": weight}}
+    moments = {0: {"step": torch.tensor(7.0), "exp_avg": weight * 2}, 11: {"exp_avg": weight + 1}}
     TrainingState({"a.b": weight}, moments, [{"epoch": 1, "loss": 0.1}]).save(tmp_path / "s")
     state = TrainingState.load(tmp_path / "s")
     assert state is not None
