@@ -532,6 +532,9 @@ class SplitEmbeddings:
     cross_entropy: np.ndarray
     predicted: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.predicted)
+
     @classmethod
     def create(cls, writer: Writer, split: str, num_images: int, dim: int) -> Self:
         """Memory maps to stream the pass into."""
@@ -620,6 +623,9 @@ class SplitClustering:
 
     assignment: np.ndarray
     distance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.assignment)
 
 
 @dataclass(frozen=True)
