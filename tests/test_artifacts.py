@@ -221,9 +221,14 @@ def test_whatever_ends_the_writing_early_leaves_all_as_it_was(
     if existing:
         save_embeddings(path)
     before = contents(tmp_path)
-    with pytest.raises(error), writing(path, "embeddings", MADE_BY) as writer:
-        writer.save("half", np.zeros(3))
-        raise error
+
+    def write_half() -> None:
+        with writing(path, "embeddings", MADE_BY) as writer:
+            writer.save("half", np.zeros(3))
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert contents(tmp_path) == before
     assert path.exists() == existing
 
@@ -231,19 +236,20 @@ def test_whatever_ends_the_writing_early_leaves_all_as_it_was(
 def test_an_interruption_while_the_old_artifact_is_removed_leaves_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save_embeddings(tmp_path / "e", seed=1)
-    delete = shutil.rmtree
+    old, new = (save_embeddings(tmp_path / name, seed=seed) for seed, name in enumerate("on"))
+    whole = contents(old), contents(new)
 
     def delete_half(directory: Path, **options: Any) -> None:
         (Path(directory) / "train_embedding.npy").unlink()
-        monkeypatch.setattr(shutil, "rmtree", delete)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
-        save_embeddings(partial / "inner", seed=2)
-        monkeypatch.setattr(shutil, "rmtree", delete_half)
-    whole = path / "inner" if (path / "inner").exists() else path
-    assert len(Embeddings.load(whole).train.embedding) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", delete_half)
+        with pytest.raises(KeyboardInterrupt):
+            save_embeddings(old, seed=1)
+    assert contents(old) in whole
+    save_embeddings(old, seed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n", "o"]
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
@@ -270,7 +276,7 @@ def test_what_is_no_artifact_is_never_replaced(tmp_path: Path, foreign: str) -> 
         (path / "holiday.jpg").write_text("precious")
     with pytest.raises(InputError, match="photos"):
         save_round(path)
-    assert b"precious" in {**contents(tmp_path)}.values()
+    assert b"precious" in contents(tmp_path).values()
 
 
 def test_an_empty_folder_may_be_taken(tmp_path: Path) -> None:

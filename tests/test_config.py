@@ -198,7 +198,7 @@ def test_malformed_overrides_are_quoted(tmp_path: Path, override: str) -> None:
 def test_wrong_overrides_are_said_to_come_from_the_command_line(
     tmp_path: Path, override: str
 ) -> None:
-    with pytest.raises(InputError, match="params.yaml with -S "):
+    with pytest.raises(InputError, match=r"params\.yaml with -S "):
         Params.load(write(tmp_path, ""), [override])
 
 
@@ -241,7 +241,9 @@ def test_a_section_survives_yaml_and_doubles(joint: JointConfig) -> None:
     st.sampled_from([*Params.section_names(), "seed", "other"]),
 )
 def test_any_value_is_either_accepted_or_refused_with_a_message(value: Any, key: str) -> None:
+    message = "params.yaml: "
     try:
         parse(**{key: value})
     except InputError as error:
-        assert str(error).startswith("params.yaml: ")
+        message = str(error)
+    assert message.startswith("params.yaml: ")

@@ -33,11 +33,12 @@ def expected_cross_entropy(logits: Array, targets: Array, smoothing: float = 0.0
 def expected_clustering(embedding: Array, centroids: Array, mixing: Array) -> float:
     """Eq. 7 pair by pair."""
     size = len(embedding)
-    return sum(
+    squared = [
         mixing[i, j] * ((embedding[i] - centroids[j]) ** 2).sum()
         for i in range(size)
         for j in range(size)
-    ) / size  # fmt: skip
+    ]
+    return sum(squared) / size
 
 
 def toy_batch(seed: int, size: int) -> tuple[Array, np.ndarray, Array, Array]:
@@ -95,9 +96,7 @@ def test_cross_entropy_equals_torchs_own_where_labels_are_unknown(smoothing: flo
     expected = functional.cross_entropy(
         tensor(logits), known, ignore_index=-1, label_smoothing=smoothing
     )
-    found = cross_entropy_loss(
-        tensor(logits), one_hot_targets(known, 3), label_smoothing=smoothing
-    )
+    found = cross_entropy_loss(tensor(logits), one_hot_targets(known, 3), label_smoothing=smoothing)
     torch.testing.assert_close(found, expected)
 
 
@@ -124,7 +123,7 @@ def test_without_centroids_the_joint_loss_is_the_cross_entropy() -> None:
 
 
 def test_gamma_zero_takes_the_clusters_out_of_the_gradient() -> None:
-    logits, labels, embedding, centroids = map(np.asarray, toy_batch(seed=3, size=5))
+    logits, labels, embedding, centroids = toy_batch(seed=3, size=5)
     point = tensor(embedding).requires_grad_()
     loss = joint_loss(
         tensor(logits),

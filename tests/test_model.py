@@ -205,7 +205,10 @@ def test_weights_that_do_not_fit_are_refused_not_left_random(weights: Path, dama
     [
         ({"name": "vit_tinny_patch16_224"}, "near are vit_tiny_patch16_224"),
         ({"name": "resnet18"}, "model.name: timm has no ViT called 'resnet18'"),
-        ({"name": "vit_tiny_patch16_224.nonsense"}, "model.name: .*nonsense.*; it has vit_tiny_patch16_224\\."),
+        (
+            {"name": "vit_tiny_patch16_224.nonsense"},
+            "model.name: .*nonsense.*; it has vit_tiny_patch16_224\\.",
+        ),
         ({"name": "vit_relpos_small_patch16_224"}, "not a plain VisionTransformer"),
         ({"name": "vit_small_r26_s32_224", "patch_size": None}, "model.patch_size: needed"),
         ({"patch_size": 3}, "3 does not divide the image side 8; these do: 1, 2, 4, 8"),

@@ -399,6 +399,6 @@ def test_check_starts_without_torch(toy_run: ToyRun, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, "check", *options]
     command += ["--params", str(params), "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert Round.load(tmp_path / "out").rows == Round.load(toy_run.round(2)).rows
