@@ -110,11 +110,12 @@ def test_drop_path_rises_from_the_first_layer_to_the_last_and_is_off_in_evaluati
 # --- preprocessing -----------------------------------------------------------------------------
 
 
-def test_images_of_another_size_are_resized_in_the_model(images: Tensor) -> None:
-    model = build(image_size=16)
-    assert model.image_size == (16, 16)
+@pytest.mark.parametrize("side", [4, 16])
+def test_images_of_another_size_are_resized_in_the_model(images: Tensor, side: int) -> None:
+    model = build(image_size=side)
+    assert model.image_size == (side, side)
     resized = functional.interpolate(
-        images, (16, 16), mode="bilinear", antialias=True, align_corners=False
+        images, (side, side), mode="bilinear", antialias=True, align_corners=False
     )
     torch.testing.assert_close(model(images).embedding, model(resized).embedding)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,38 @@ def test_changed_is_the_share_of_images_that_changed_cluster(toy_run: ToyRun) ->
     moved = (before.train.assignment != after.train.assignment).mean()
     assert before.scores.changed is None
     assert after.scores.changed == pytest.approx(moved)
+
+
+def cluster_after(run: ToyRun, path: Path, **changes: Any) -> tuple[Clustering, Clustering]:
+    """One Lloyd iteration in round 1 after a changed Clustering of round 0."""
+    before = replace(Clustering.load(run.paths(0).clustering), **changes)
+    before.save(path / "before", {"step": "test"})
+    once = toys.CLUSTERING.model_copy(update={"num_iterations": 1})
+    given = {**arguments("cluster", run), "previous": path / "before", "clustering": once}
+    return before, steps.cluster(**given, output=path / "after")
+
+
+def test_k_means_starts_from_the_centroids_of_the_round_before(
+    toy_run: ToyRun, tmp_path: Path
+) -> None:
+    points = Embeddings.load(toy_run.paths(1).embeddings).train.embedding
+    start = np.ascontiguousarray(points[[0, 3, 7]])  # a poor start, which one iteration keeps
+    distance = np.linalg.norm(points[:, None].astype(np.float64) - start[None], axis=2)
+    nearest = distance.argmin(axis=1)
+    expected = np.stack([points[nearest == cluster].mean(axis=0) for cluster in range(3)])
+    _, after = cluster_after(toy_run, tmp_path, centroids=start)
+    found = after.centroids[np.lexsort(after.centroids.T)]
+    np.testing.assert_allclose(found, expected[np.lexsort(expected.T)], atol=1e-5)
+
+
+def test_cluster_ids_follow_the_images_of_the_round_before(toy_run: ToyRun, tmp_path: Path) -> None:
+    original = Clustering.load(toy_run.paths(0).clustering)
+    renamed = np.array([1, 2, 0])[original.train.assignment]
+    train = replace(original.train, assignment=renamed)  # the centroids keep their order
+    before, after = cluster_after(toy_run, tmp_path, train=train)
+    kept = (before.train.assignment == after.train.assignment).mean()
+    assert kept > 0.5
+    assert after.scores.changed == pytest.approx(1 - kept)
 
 
 @pytest.mark.parametrize("number", [1, 2])

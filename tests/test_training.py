@@ -146,6 +146,23 @@ def test_any_number_of_images_can_be_mixed(size: int) -> None:
     assert weights(model) != weights(fresh_model())
 
 
+def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bytes] = []
+
+    def watch(images: torch.Tensor, config: object) -> torch.Tensor:
+        seen.extend(image.numpy().tobytes() for image in images)
+        return images
+
+    monkeypatch.setattr(training, "augment", watch)
+    run(data(), config(epochs=3))
+    epochs = [tuple(seen[start : start + 39]) for start in (0, 39, 78)]
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len(set(epochs[0])) == 39
+    assert len(set(epochs)) == 3
+
+
 # --- it repeats itself -------------------------------------------------------------------------
 
 
