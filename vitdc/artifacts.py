@@ -44,20 +44,45 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whatever ends the block early (an error, Ctrl-C) removes the sibling and leaves `path` as it
     was. What a killed process left behind is swept away by the next call.
+
+    Raises:
+        InputError: `path` cannot be written, or holds something that is not ours to delete.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    _check_replaceable(path)
+    partial, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
     remove(partial)
+    remove(old)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         yield partial
-        remove(path)
+        if path.exists():
+            path.rename(old)
         partial.rename(path)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         remove(partial)
+        remove(old)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Only artifacts, the rounds of `refine` and empty directories are ever replaced."""
+    if path.name in ("", ".."):
+        raise InputError(f"{path}: cannot be written: name a new directory, e.g. {path / 'output'}")
+    ours = ("artifact.json", "00/checkpoint/artifact.json")
+    if path.is_dir():
+        replaceable = not any(path.iterdir()) or any((path / file).is_file() for file in ours)
+    else:
+        replaceable = not path.exists()
+    if not replaceable:
+        raise InputError(
+            f"{path}: exists and was not written by vitdc, so it is not replaced; name another"
+            " directory, or delete it yourself"
+        )
 
 
 def copy(source: Path, target: Path) -> None:
@@ -221,7 +246,10 @@ def _read_array(file: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an array without elements cannot be mapped
-        array = np.load(file, allow_pickle=False)
+        try:
+            array = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise InputError(f"{file}: not an array that vitdc wrote: {error}") from None
     return array
 
 
@@ -504,6 +532,9 @@ class SplitEmbeddings:
     cross_entropy: np.ndarray
     predicted: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.predicted)
+
     @classmethod
     def create(cls, writer: Writer, split: str, num_images: int, dim: int) -> Self:
         """Memory maps to stream the pass into."""
@@ -592,6 +623,9 @@ class SplitClustering:
 
     assignment: np.ndarray
     distance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.assignment)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def _affine(images: Tensor, config: TrainingConfig) -> Tensor:
     angle = _uniform(images, math.radians(config.rotate))
     zoom = 1 + _uniform(images, config.zoom)
     cosine, sine = angle.cos() / zoom, angle.sin() / zoom
-    mirror = _uniform(images, 1.0).sign() if config.flip else torch.ones_like(cosine)
+    mirror = torch.ones_like(cosine)
+    if config.flip:
+        mirror = torch.where(_uniform(images, 1.0) < 0, -1.0, mirror)
     shift_x, shift_y = (2 * _uniform(images, config.shift) for _ in range(2))  # grid is [-1, 1]
     theta = torch.stack(
         [

@@ -41,8 +41,8 @@ COMMANDS = {
     "refine": "Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the"
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
-    "summary": "Print the scores and the rounds of a results directory.",
-    "params": "Explain every parameter of params.yaml, or of one section.",
+    "summary": "Print the scores and the rounds of a results directory (default: results).",
+    "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
 
 
@@ -73,7 +73,7 @@ def cli() -> None:
     """
 
 
-PARAMS_OPTIONS = [
+PARAMS_OPTIONS = (
     click.Option(
         ["--params", "params_file"],
         type=click.Path(path_type=Path),
@@ -88,7 +88,7 @@ PARAMS_OPTIONS = [
         metavar="SECTION.KEY=VALUE",
         help="Change a parameter for this command; may be repeated.",
     ),
-]
+)
 
 
 def main() -> NoReturn:

@@ -77,7 +77,7 @@ class DataConfig(Section):
     image_size: PositiveInt | None = None
     """Side in pixels; images are resized and centre-cropped to a square of it. Null keeps a
     set's own size; `folder` and `s3://` need a number."""
-    channels: Literal[1, 3] | None = None
+    channels: Annotated[Literal[1, 3], Number] | None = None
     """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder` and
     `s3://`."""
     test_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.2

@@ -52,6 +52,10 @@ def refine(
         on_round: Called after every round, round 0 included, with the rows so far and the
             checkpoint that ended it.
     """
+    if (found := Checkpoint.load(checkpoint).round) != 0:
+        raise InputError(
+            f"{checkpoint}: is of round {found}; the rounds start from what `pretrain` writes"
+        )
     made_by = {
         "step": "refine",
         "inputs": [artifacts.digest(dataset), artifacts.digest(checkpoint)],
@@ -123,9 +127,10 @@ def round_directories(rounds: Path) -> list[Path]:
     """The directories that `refine` wrote, round 0 first.
 
     Raises:
-        InputError: There are none, or the last has no Round.
+        InputError: There are none.
     """
-    found = sorted(path for path in Path(rounds).glob("[0-9]*") if path.is_dir())
+    named = (path for path in Path(rounds).glob("[0-9]*") if path.name.isdigit())
+    found = sorted(named, key=lambda path: int(path.name))
     if len(found) < 2:
         raise InputError(f"{rounds}: no finished rounds here; run `vitdc refine` first")
     return found
@@ -165,7 +170,8 @@ def _workplace(output: Path, resumable: Path | None) -> Iterator[Path]:
             logger.info("refine: continuing from %s", resumable)
         resumable.mkdir(parents=True, exist_ok=True)
         yield resumable
-        artifacts.remove(resumable / "training")
-        for path in sorted(resumable.iterdir()):
-            shutil.move(path, partial / path.name)
-        resumable.rmdir()
+        # copied, not moved: what is interrupted here would take the finished rounds along
+        shutil.copytree(
+            resumable, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training")
+        )
+    artifacts.remove(resumable)

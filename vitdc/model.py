@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -158,7 +161,7 @@ def _create(config: ModelConfig, **kwargs: Any) -> VisionTransformer:
         model = timm.create_model(config.name, pretrained=bool(config.pretrained), **kwargs)
     except AssertionError as error:  # timm's own check, e.g. of width against heads
         raise InputError(f"model: {config.name} cannot be built this way: {error}") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not config.pretrained:
             raise
         reason = str(error).strip().splitlines()[-1].strip()
@@ -171,17 +174,38 @@ def _create(config: ModelConfig, **kwargs: Any) -> VisionTransformer:
             f"model.name: {config.name} is timm's {type(model).__name__}, not a plain"
             " VisionTransformer; take e.g. vit_tiny_patch16_224 or vit_small_patch16_224"
         )
+    if isinstance(config.pretrained, str):
+        _check_complete(model, Path(config.pretrained))
     return model
+
+
+def _check_complete(model: VisionTransformer, path: Path) -> None:
+    """Refuse a file without weights for some layer: timm would leave it at random in silence.
+
+    The head is always fresh, and the final norm is where the pooling is not the file's.
+    """
+    found = checkpoint_filter_fn(load_file(path), model)
+    fresh = ("head.", "norm.", "fc_norm.")
+    missing = [name for name in model.state_dict() if name not in found]
+    missing = [name for name in missing if not name.startswith(fresh)]
+    if missing:
+        raise InputError(
+            f"model.pretrained: {path} has no weights for {len(missing)} tensors of this model,"
+            f" e.g. {missing[0]}; give a file of the same architecture, with timm's names"
+        )
 
 
 def _check_name(name: str) -> None:
     known = timm.list_models("vit_*")
-    if name.partition(".")[0] not in known:
+    architecture, _, tag = name.partition(".")
+    if architecture not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         raise InputError(
             f"model.name: timm has no ViT called {name!r}"
             + (f"; near are {', '.join(near)}" if near else "; see timm.list_models('vit_*')")
         )
+    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
+        raise InputError(f"model.name: timm has no {name!r}; it has {', '.join(tagged)}")
 
 
 def _default_patch_size(name: str) -> int:

@@ -181,7 +181,12 @@ def cluster(
     from vitdc.seeding import derive_seed
 
     images, embedded = Dataset.load(dataset), Embeddings.load(embeddings)
+    _check_same_images(images, dataset, embedded, embeddings)
     before = Clustering.load(previous) if previous else None
+    _check_previous(before.round if before else -1, previous, embedded.round, embeddings)
+    if before and previous:
+        _check_same_images(images, dataset, before, previous)
+        _check_num_clusters(before, previous, clustering)
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
@@ -265,6 +270,7 @@ def retrain(
     _require_labels(images, "joint", needed=True)
     frozen = Clustering.load(clustering)
     _check_round(frozen.round, trained.round, clustering, checkpoint)
+    _check_same_images(images, dataset, frozen, clustering)
     anchors = Anchors(frozen.centroids, frozen.train.assignment, joint.gamma)
     description = Checkpoint(
         **{**vars(trained), "round": trained.round + 1, "history": [], "path": output}
@@ -302,13 +308,16 @@ def check(
         convergence: epsilon and the most rounds.
         output: Directory of the Round.
     """
+    import math
+
     from vitdc.convergence import best_round, round_loss, verdict
 
     embedded, frozen = Embeddings.load(embeddings), Clustering.load(clustering)
     _check_round(frozen.round + 1, embedded.round, clustering, embeddings)
+    _check_same_images(embedded, embeddings, frozen, clustering)
     rows = Round.load(previous).rows if previous else [RoundRow(round=0, verdict="continue")]
     rows = [*rows[:-1], rows[-1].with_scores(frozen.scores)]
-    _check_round(rows[-1].round + 1, embedded.round, previous or output, embeddings)
+    _check_previous(rows[-1].round, previous, embedded.round, embeddings)
     value = round_loss(
         embedding=embedded.train.embedding,
         cross_entropy=embedded.train.cross_entropy,
@@ -316,6 +325,10 @@ def check(
         assignment=frozen.train.assignment,
         gamma=joint.gamma,
     )
+    if not math.isfinite(value.loss):
+        raise TrainingError(
+            f"{embeddings}: the joint loss of round {embedded.round} is not finite; train again"
+        )
     losses = [row.loss for row in rows if row.loss is not None] + [value.loss]
     decision = verdict(losses, epsilon=convergence.epsilon, max_rounds=convergence.max_rounds)
     row = RoundRow(round=embedded.round, **value._asdict(), verdict=decision)
@@ -361,13 +374,21 @@ def evaluate(
     from vitdc.seeding import derive_seed
 
     images, history = Dataset.load(dataset), Round.load(round)
-    best = last if history.best_round == history.current.round else previous
-    first, final, best_found = (
+    first, before, final = (
         findings.Findings(Embeddings.load(paths.embeddings), Clustering.load(paths.clustering))
-        for paths in (initial, last, best)
+        for paths in (initial, previous, last)
     )
-    _check_round(final.clustering.round, history.current.round, last.clustering, round)
-    _check_round(best_found.clustering.round, history.best_round, best.clustering, round)
+    numbers = (0, history.current.round - 1, history.current.round)
+    for number, found, paths in zip(
+        numbers, (first, before, final), (initial, previous, last), strict=True
+    ):
+        _check_round(found.clustering.round, number, paths.clustering, round)
+        _check_round(found.embeddings.round, number, paths.embeddings, round)
+        _check_same_images(images, dataset, found.embeddings, paths.embeddings)
+        _check_same_images(images, dataset, found.clustering, paths.clustering)
+    best, best_found = (
+        (last, final) if history.best_round == history.current.round else (previous, before)
+    )
     rows = findings.complete_rows(history, initial=first, last=final.clustering)
     kmeans = ClusteringConfig.parse(best_found.clustering.config, where=str(best.clustering))
     with limited_threads(compute.num_threads):
@@ -485,3 +506,33 @@ def _check_fit(images: Dataset, trained: Checkpoint, dataset: Path, checkpoint: 
 def _check_round(found: int, expected: int, path: Path, other: Path) -> None:
     if found != expected:
         raise InputError(f"{path}: does not belong to the round of {other}; mixed up directories?")
+
+
+def _check_previous(number: int, previous: Path | None, here: int, path: Path) -> None:
+    """`previous`, of round `number`, is of the round before `here`, the round of `path`."""
+    if previous is not None:
+        _check_round(number + 1, here, previous, path)
+    elif number + 1 != here:
+        raise InputError(
+            f"{path}: is of round {here}, so `previous` is needed, that of round {here - 1}"
+        )
+
+
+def _check_same_images(
+    one: Dataset | Embeddings, path: Path, other: Embeddings | Clustering, other_path: Path
+) -> None:
+    """Two artifacts hold as many images; more cannot be told from their shapes."""
+    sizes, other_sizes = ([len(a.split(s)) for s in artifacts.SPLITS] for a in (one, other))
+    if sizes != other_sizes:
+        raise InputError(
+            f"{other_path}: is not of the same images as {path}, which holds {sizes[0]} training"
+            f" and {sizes[1]} test images, not {other_sizes[0]} and {other_sizes[1]}"
+        )
+
+
+def _check_num_clusters(before: Clustering, previous: Path, clustering: ClusteringConfig) -> None:
+    if len(before.centroids) != clustering.num_clusters:
+        raise InputError(
+            f"clustering.num_clusters: {clustering.num_clusters}, but {previous} has"
+            f" {len(before.centroids)} clusters, and their number stays the same over the rounds"
+        )

@@ -1,0 +1,249 @@
+"""The parameter file: what is accepted, and what a person reads when it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitdc.config import DataConfig, JointConfig, ModelConfig, Params
+from vitdc.errors import InputError
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def parse(**sections: Any) -> Params:
+    return Params.parse(sections, where="params.yaml")
+
+
+def refusal(**sections: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(**sections)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "joint:\ndata:\n", "{}"])
+def test_empty_files_and_sections_mean_the_defaults(tmp_path: Path, text: str) -> None:
+    assert Params.load(write(tmp_path, text)) == Params()
+
+
+def test_every_default_passes_its_own_check() -> None:
+    assert Params.parse(Params().model_dump(), where="defaults") == Params()
+
+
+def test_every_field_is_documented() -> None:
+    for section in Params.section_names():
+        for name, field in type(getattr(Params(), section)).model_fields.items():
+            assert field.description, f"{section}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("sections", "unknown", "nearest"),
+    [
+        ({"joint": {"gama": 1}}, "joint.gama", "joint.gamma"),
+        ({"gamma": 1}, "gamma", "joint.gamma"),
+        ({"joint": {"num_clusters": 3}}, "joint.num_clusters", "clustering.num_clusters"),
+        ({"pretrainin": {}}, "pretrainin", "pretraining"),
+        ({"seeed": 1}, "seeed", "seed"),
+    ],
+)
+def test_unknown_key_names_the_nearest_valid_one(
+    sections: dict[str, Any], unknown: str, nearest: str
+) -> None:
+    message = refusal(**sections)
+    assert f"unknown parameter {unknown};" in message
+    assert f"did you mean {nearest}?" in message
+
+
+def test_unknown_key_like_no_other_lists_what_is_valid() -> None:
+    message = refusal(convergence={"zzz": 1})
+    assert "valid are convergence.epsilon, convergence.max_rounds" in message
+
+
+@pytest.mark.parametrize("value", [32, 32.0, "32"])
+def test_whole_numbers_pass_as_doubles_and_as_text(value: Any) -> None:
+    epochs = parse(joint={"epochs": value}).joint.epochs
+    assert epochs == 32
+    assert isinstance(epochs, int)
+
+
+def test_channels_may_arrive_as_a_double() -> None:
+    assert DataConfig.parse({"channels": 3.0}, where="test").channels == 3
+
+
+@given(st.floats(0, 1e6).filter(lambda value: value != int(value)))
+def test_fractions_are_no_integers(value: float) -> None:
+    assert "joint.epochs: input should be a valid integer" in refusal(joint={"epochs": value})
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("joint", "epochs"), ("joint", "gamma"), ("joint", "shift"), ("data", "channels")],
+)
+def test_bool_is_not_a_number(section: str, key: str) -> None:
+    assert f"{section}.{key}: a number is needed" in refusal(**{section: {key: True}})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("joint", "epochs", -1),
+        ("joint", "batch_size", 0),
+        ("joint", "learning_rate", 0),
+        ("joint", "gamma", -0.1),
+        ("joint", "gamma", float("nan")),
+        ("joint", "gamma", float("inf")),
+        ("joint", "shift", 1.0),
+        ("joint", "rotate", 181),
+        ("joint", "rotate", float("nan")),
+        ("joint", "flip", "maybe"),
+        ("data", "test_fraction", 0),
+        ("data", "channels", 2),
+        ("data", "source", 3),
+        ("model", "pooling", "max"),
+        ("model", "normalize", "perhaps"),
+        ("clustering", "num_clusters", 0),
+        ("compute", "device", "tpu"),
+        ("compute", "num_threads", None),
+    ],
+)
+def test_wrong_types_and_ranges_name_file_parameter_and_value(
+    section: str, key: str, value: Any
+) -> None:
+    message = refusal(**{section: {key: value}})
+    assert message.startswith(f"params.yaml: {section}.{key}: ")
+    assert message.endswith(f"(got {value!r})")
+    assert "\n" not in message
+
+
+def test_all_problems_are_named_at_once() -> None:
+    message = refusal(joint={"gamma": -1, "epochs": "x"}, data={"colour": 1})
+    assert all(name in message for name in ("joint.gamma", "joint.epochs", "data.colour"))
+
+
+@pytest.mark.parametrize("value", [3, [1], "text"])
+def test_a_section_must_be_a_mapping(value: Any) -> None:
+    assert "params.yaml: joint: " in refusal(joint=value)
+
+
+def test_yaml_reads_exponents_without_a_point_as_numbers_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "joint: {learning_rate: 1e-3, gamma: 2E-1}")
+    joint = Params.load(path).joint
+    assert (joint.learning_rate, joint.gamma) == (1e-3, 0.2)
+
+
+@pytest.mark.parametrize("text", ["a: [", "\tjoint: 1", "- 1", "just text"])
+def test_what_is_not_a_mapping_in_yaml_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        Params.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such parameter file"):
+        Params.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        Params.load(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        Params.load(binary)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("joint.gamma=0", "joint", "gamma", 0),
+        ("joint.gamma=1e-3", "joint", "gamma", 1e-3),
+        ("data.source=s3://bucket/a?b=c", "data", "source", "s3://bucket/a?b=c"),
+        ("data.root=", "data", "root", None),
+        ("model.normalize=false", "model", "normalize", False),
+    ],
+)
+def test_overrides_change_one_parameter_and_keep_the_others(
+    tmp_path: Path, override: str, section: str, key: str, value: Any
+) -> None:
+    path = write(tmp_path, "joint: {gamma: 0.5, epochs: 7}\ndata: {root: images, seed: 5}")
+    params = Params.load(path, [override])
+    before = Params.load(path).model_dump()
+    before[section][key] = value
+    assert params.model_dump() == before
+
+
+def test_the_last_override_wins_and_the_seed_has_no_section(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1")
+    assert Params.load(path, ["seed=2", "seed=3"]).seed == 3
+
+
+@pytest.mark.parametrize("override", ["joint.gamma", "=3", "joint.gamma=["])
+def test_malformed_overrides_are_quoted(tmp_path: Path, override: str) -> None:
+    with pytest.raises(InputError, match="-S ") as caught:
+        Params.load(write(tmp_path, ""), [override])
+    assert override in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["joint.gama=1", "joint=3", "joint.gamma.x=3", "seed.x=1", "joint..gamma=1"]
+)
+def test_wrong_overrides_are_said_to_come_from_the_command_line(
+    tmp_path: Path, override: str
+) -> None:
+    with pytest.raises(InputError, match=r"params\.yaml with -S "):
+        Params.load(write(tmp_path, ""), [override])
+
+
+def test_pretrained_is_a_switch_or_a_path() -> None:
+    for value in (True, False, "weights.safetensors"):
+        assert ModelConfig.parse({"pretrained": value}, where="test").pretrained == value
+
+
+def test_sections_cannot_be_changed_behind_a_step() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Params().joint.gamma = 3.0  # type: ignore[misc]
+
+
+@given(
+    st.builds(
+        JointConfig,
+        epochs=st.integers(0, 10**6),
+        batch_size=st.integers(1, 10**6),
+        learning_rate=st.floats(1e-12, 1e3),
+        gamma=st.floats(0, 1e9),
+        shift=st.floats(0, 1, exclude_max=True),
+        flip=st.booleans(),
+    )
+)
+def test_a_section_survives_yaml_and_doubles(joint: JointConfig) -> None:
+    through_yaml = yaml.safe_load(yaml.safe_dump(joint.model_dump()))
+    as_doubles = {
+        key: float(value) if type(value) is int else value for key, value in through_yaml.items()
+    }
+    assert JointConfig.parse(through_yaml, where="yaml") == joint
+    assert JointConfig.parse(as_doubles, where="kubeflow") == joint
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+        max_leaves=8,
+    ),
+    st.sampled_from([*Params.section_names(), "seed", "other"]),
+)
+def test_any_value_is_either_accepted_or_refused_with_a_message(value: Any, key: str) -> None:
+    message = "params.yaml: "
+    try:
+        parse(**{key: value})
+    except InputError as error:
+        message = str(error)
+    assert message.startswith("params.yaml: ")

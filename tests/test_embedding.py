@@ -1,0 +1,60 @@
+"""The streaming pass against one forward pass over everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys import MODEL, toy_images
+
+from vitdc.artifacts import Split, SplitEmbeddings
+from vitdc.embedding import embed_split
+from vitdc.model import DeepClusteringViT, build_model
+from vitdc.seeding import seeded
+
+LABELS = np.array([0, 1, 2, -1, 0, 1, -1])
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> DeepClusteringViT:
+    with seeded(0):
+        return build_model(
+            MODEL.model_copy(update={"drop_path": 0.5}),
+            image_shape=(8, 8, 1),
+            num_classes=3,
+            mean=(0.4,),
+            std=(0.2,),
+        ).eval()
+
+
+def empty(num_images: int) -> SplitEmbeddings:
+    return SplitEmbeddings(
+        embedding=np.full((num_images, 16), 7, np.float32),
+        cross_entropy=np.full(num_images, 7, np.float32),
+        predicted=np.full(num_images, 7, np.int64),
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_batches_give_what_one_forward_pass_gives(
+    model: DeepClusteringViT, batch_size: int
+) -> None:
+    images = toy_images(np.abs(LABELS))
+    out = empty(len(LABELS))
+    embed_split(model, Split(images, LABELS), out, device=CPU, batch_size=batch_size)
+
+    with torch.no_grad():
+        embedding, logits = model(torch.from_numpy(images / 255).permute(0, 3, 1, 2).float())
+    scores = logits.double().numpy()
+    log_probability = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    expected = np.where(LABELS >= 0, -log_probability[np.arange(7), LABELS], np.nan)
+
+    np.testing.assert_allclose(out.embedding, embedding, atol=1e-6)
+    np.testing.assert_allclose(out.cross_entropy, expected, rtol=1e-4)
+    np.testing.assert_array_equal(out.predicted, scores.argmax(axis=1))
+
+
+def test_an_empty_split_is_passed_over(model: DeepClusteringViT) -> None:
+    split = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64))
+    embed_split(model, split, empty(0), device=CPU, batch_size=4)

@@ -1,0 +1,227 @@
+"""The ViT: equations 1 to 4, its own preprocessing, pretrained weights, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from toys import MODEL
+
+from vitdc.artifacts import Checkpoint
+from vitdc.config import ModelConfig
+from vitdc.errors import InputError
+from vitdc.model import DeepClusteringViT, build_model, images_to_tensor, load_model
+from vitdc.seeding import seeded
+
+
+def build(*, image_shape: tuple[int, int, int] = (8, 8, 1), **values: Any) -> DeepClusteringViT:
+    config = ModelConfig(**{**MODEL.model_dump(), **values})
+    channels = image_shape[2]
+    with seeded(0, "weights"):
+        model = build_model(
+            config,
+            image_shape=image_shape,
+            num_classes=3,
+            mean=(0.4,) * channels,
+            std=(0.2,) * channels,
+        )
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).random((5, 1, 8, 8))).float()
+
+
+def patches_of(images: Tensor, side: int) -> Tensor:
+    """(B, N, C * side^2) patches in reading order, each channel-first."""
+    patches = functional.unfold(images, kernel_size=side, stride=side)
+    return patches.transpose(1, 2)
+
+
+# --- eq. 1 to 4 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("side", "patch_size"), [(8, 4), (8, 2), (12, 4)])
+def test_an_image_becomes_hw_by_p_squared_tokens_and_a_class_token(
+    side: int, patch_size: int
+) -> None:
+    model = build(image_shape=(side, side, 1), patch_size=patch_size)
+    tokens = model.vit.forward_features(torch.zeros(1, 1, side, side))
+    assert tokens.shape == (1, side * side // patch_size**2 + 1, 16)
+
+
+def test_the_input_is_eq_1(images: Tensor) -> None:
+    vit = build().vit
+    weight, bias = vit.patch_embed.proj.weight.flatten(1), vit.patch_embed.proj.bias
+    projected = patches_of(images, 4) @ weight.T + bias
+    class_token = vit.cls_token.expand(len(images), -1, -1)
+    expected = torch.cat([class_token, projected], dim=1) + vit.pos_embed
+    seen: list[Tensor] = []
+    vit.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    vit.forward_features(images)
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_embedding_and_logits_are_eq_2_to_4(images: Tensor, pooling: str) -> None:
+    model = build(pooling=pooling, normalize=False)
+    vit = model.vit
+    normalised = (images - 0.4) / 0.2
+    tokens = vit._pos_embed(vit.patch_embed(normalised))
+    for block in vit.blocks:  # eq. 2 and 3: pre-norm, residual
+        tokens = tokens + block.attn(block.norm1(tokens))
+        tokens = tokens + block.mlp(block.norm2(tokens))
+    pooled = tokens[:, 0] if pooling == "token" else tokens[:, 1:].mean(dim=1)
+    norm = vit.norm if pooling == "token" else vit.fc_norm
+    representation = functional.layer_norm(pooled, (16,), norm.weight, norm.bias, eps=norm.eps)
+
+    output = model(images)
+    torch.testing.assert_close(output.embedding, representation, atol=1e-5, rtol=1e-4)
+    expected = representation @ vit.head.weight.T + vit.head.bias
+    torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_normalized_embeddings_have_length_one_and_the_head_sees_them_unscaled(
+    images: Tensor,
+) -> None:
+    plain, unit = build(normalize=False)(images), build(normalize=True)(images)
+    lengths = plain.embedding.norm(dim=1, keepdim=True)
+    assert (lengths - 1).abs().min() > 0.1
+    torch.testing.assert_close(unit.embedding, plain.embedding / lengths)
+    torch.testing.assert_close(unit.logits, plain.logits)
+
+
+def test_drop_path_rises_from_the_first_layer_to_the_last_and_is_off_in_evaluation(
+    images: Tensor,
+) -> None:
+    model = build(drop_path=0.4, depth=3)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.vit.blocks]
+    assert rates == pytest.approx([0, 0.2, 0.4])
+    assert torch.equal(model(images).embedding, model(images).embedding)
+
+
+# --- preprocessing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_images_of_another_size_are_resized_in_the_model(images: Tensor, side: int) -> None:
+    model = build(image_size=side)
+    assert model.image_size == (side, side)
+    resized = functional.interpolate(
+        images, (side, side), mode="bilinear", antialias=True, align_corners=False
+    )
+    torch.testing.assert_close(model(images).embedding, model(resized).embedding)
+
+
+def test_pixels_become_channel_first_floats_in_0_to_1() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+    found = images_to_tensor(pixels, torch.device("cpu"))
+    np.testing.assert_allclose(found, pixels.transpose(0, 3, 1, 2) / 255, rtol=1e-6)
+    assert found.dtype == torch.float32
+
+
+def test_reading_pixels_does_not_touch_the_array() -> None:
+    pixels = np.full((1, 2, 2, 1), 255, np.uint8)
+    pixels.flags.writeable = False
+    images_to_tensor(pixels, torch.device("cpu")).zero_()
+    assert pixels.min() == 255
+
+
+# --- checkpoints and pretrained weights --------------------------------------------------------
+
+
+def test_a_checkpoint_gives_the_same_model_back(images: Tensor, tmp_path: Path) -> None:
+    model = build(drop_path=0.1)
+    config = {**MODEL.model_dump(), "drop_path": 0.1, "pretrained": "gone.safetensors"}
+    description = Checkpoint(0, config, (8, 8, 1), ("a", "b", "c"), (0.4,), (0.2,), [], tmp_path)
+    description.save(tmp_path / "c", model.state_dict(), {"step": "test"})
+    loaded = load_model(Checkpoint.load(tmp_path / "c"))
+    assert not loaded.training
+    for found, expected in zip(loaded(images), model(images), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A .safetensors file with timm's names, of a model for 16-pixel images."""
+    path = tmp_path / "weights.safetensors"
+    vit = build(image_size=16).vit
+    with torch.no_grad():
+        for parameter in vit.parameters():
+            parameter.add_(0.5)
+    save_file(vit.state_dict(), path)
+    return path
+
+
+def test_a_local_file_of_the_same_model_is_loaded_exactly(weights: Path) -> None:
+    found = build(image_size=16, pretrained=str(weights)).vit.state_dict()
+    expected = load_file(weights)
+    for name in expected:
+        if not name.startswith("head."):  # timm starts the head afresh
+            assert torch.equal(found[name], expected[name]), name
+
+
+def test_position_embeddings_of_another_image_size_are_interpolated(weights: Path) -> None:
+    found, expected = build(pretrained=str(weights)).vit.state_dict(), load_file(weights)
+    assert found["pos_embed"].shape == (1, 5, 16)
+    assert torch.equal(found["pos_embed"][:, 0], expected["pos_embed"][:, 0])  # the class token's
+    means = found["pos_embed"][0, 1:].mean(), expected["pos_embed"][0, 1:].mean()
+    assert means[0].item() == pytest.approx(means[1].item(), abs=0.01)
+    assert torch.equal(found["blocks.1.mlp.fc1.weight"], expected["blocks.1.mlp.fc1.weight"])
+
+
+def test_weights_of_another_number_of_classes_keep_a_fresh_head(weights: Path) -> None:
+    config = ModelConfig(**{**MODEL.model_dump(), "pretrained": str(weights)})
+    model = build_model(config, image_shape=(16, 16, 1), num_classes=7, mean=(0.4,), std=(0.2,))
+    assert model.vit.head.weight.shape == (7, 16)
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "other names", "too few layers"])
+def test_weights_that_do_not_fit_are_refused_not_left_random(weights: Path, damage: str) -> None:
+    changes: dict[str, Any] = {}
+    if damage == "text":
+        weights.write_bytes(b"these are no weights " * 10)
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "other names":
+        save_file({"encoder.weight": torch.zeros(3)}, weights)
+    else:
+        changes = {"depth": 3}
+    with pytest.raises(InputError, match=r"model\.pretrained: .*weights\.safetensors"):
+        build(pretrained=str(weights), **changes)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "vit_tinny_patch16_224"}, "near are vit_tiny_patch16_224"),
+        ({"name": "resnet18"}, "model.name: timm has no ViT called 'resnet18'"),
+        (
+            {"name": "vit_tiny_patch16_224.nonsense"},
+            "model.name: .*nonsense.*; it has vit_tiny_patch16_224\\.",
+        ),
+        ({"name": "vit_relpos_small_patch16_224"}, "not a plain VisionTransformer"),
+        ({"name": "vit_small_r26_s32_224", "patch_size": None}, "model.patch_size: needed"),
+        ({"patch_size": 3}, "3 does not divide the image side 8; these do: 1, 2, 4, 8"),
+        ({"patch_size": None}, "16 does not divide the image side 8"),
+        ({"image_size": 10}, "4 does not divide the image side 10"),
+        ({"num_heads": 3}, "model.num_heads: 3 does not divide model.embed_dim 16"),
+        ({"num_heads": 5, "embed_dim": None}, "divisible by num_heads"),
+        ({"pretrained": "nowhere.safetensors"}, "nowhere.safetensors is not a .safetensors file"),
+        ({"pretrained": __file__}, "is not a .safetensors file"),
+    ],
+)
+def test_what_cannot_be_built_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build(**values)
+    assert "\n" not in str(caught.value)
