@@ -1,0 +1,71 @@
+"""The artifacts that steps hand to each other, and the only code that knows their file formats.
+
+An artifact is a directory: `artifact.json` (kind, format version, what made it, and for every
+payload file its size and SHA-256) beside `.npy`, `.safetensors` and `.csv` payloads. It is
+written to a temporary sibling and renamed, so a reader never sees half of one, and it holds
+nothing that changes between identical runs (no time, no path, no host), so equal work gives equal
+bytes. Arrays are memory-mapped on loading. Nothing is ever unpickled.
+"""
+
+from vitdc.artifacts.checkpoint import Checkpoint, TrainingState
+from vitdc.artifacts.clustering import Clustering, ClusteringScores, SplitClustering, SplitScores
+from vitdc.artifacts.dataset import Dataset, DatasetWriter, Split, writing_dataset
+from vitdc.artifacts.embeddings import Embeddings, SplitEmbeddings
+from vitdc.artifacts.evaluation import ClusterRow, Evaluation
+from vitdc.artifacts.rounds import (
+    CONTINUE,
+    CONVERGED,
+    LOSS_ROSE,
+    MAX_ROUNDS,
+    Round,
+    RoundPaths,
+    RoundRow,
+    Verdict,
+)
+from vitdc.artifacts.storage import (
+    SPLITS,
+    Writer,
+    copy,
+    digest,
+    made_by,
+    read_metadata,
+    remove,
+    replacing,
+    sha256,
+    writing,
+)
+
+__all__ = [
+    "CONTINUE",
+    "CONVERGED",
+    "LOSS_ROSE",
+    "MAX_ROUNDS",
+    "SPLITS",
+    "Checkpoint",
+    "ClusterRow",
+    "Clustering",
+    "ClusteringScores",
+    "Dataset",
+    "DatasetWriter",
+    "Embeddings",
+    "Evaluation",
+    "Round",
+    "RoundPaths",
+    "RoundRow",
+    "Split",
+    "SplitClustering",
+    "SplitEmbeddings",
+    "SplitScores",
+    "TrainingState",
+    "Verdict",
+    "Writer",
+    "copy",
+    "digest",
+    "made_by",
+    "read_metadata",
+    "remove",
+    "replacing",
+    "sha256",
+    "writing",
+    "writing_dataset",
+]

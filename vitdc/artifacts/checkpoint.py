@@ -1,0 +1,119 @@
+"""Trained weights: the Checkpoint artifact, and the state of an unfinished training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+from vitdc.artifacts.storage import read_metadata, writing
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and all that is needed to use it. Payload: model.safetensors.
+
+    Attributes:
+        round: 0 after the initial training, r after the r-th retraining.
+        model: The `model` section of the configuration.
+        image_shape: (H, W, C) of the prepared images.
+        class_names: One per output of the head.
+        mean: (C,) that images are normalised with.
+        std: (C,) likewise.
+        history: A row per epoch of the training that led here, e.g. {"epoch", "loss",
+            "cross_entropy", "clustering_loss", "learning_rate"}.
+        path: Where the weights lie.
+    """
+
+    kind: ClassVar[str] = "checkpoint"
+
+    round: int
+    model: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: list[dict[str, float]]
+    path: Path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        path = Path(path)
+        metadata = read_metadata(path, cls.kind)
+        return cls(
+            round=metadata["round"],
+            model=metadata["model"],
+            image_shape=tuple(metadata["image_shape"]),
+            class_names=tuple(metadata["class_names"]),
+            mean=tuple(metadata["mean"]),
+            std=tuple(metadata["std"]),
+            history=metadata["history"],
+            path=path,
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's state dict, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / "model.safetensors")
+
+    def save(
+        self, path: Path, weights: Mapping[str, torch.Tensor], made_by: Mapping[str, Any]
+    ) -> None:
+        """Write this description with `weights` to `path` (`self.path` is not used)."""
+        from safetensors.torch import save_file
+
+        with writing(path, self.kind, made_by) as writer:
+            contiguous = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+            save_file(contiguous, writer.directory / "model.safetensors")
+            writer.metadata = {
+                f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"
+            }
+
+
+class TrainingState(NamedTuple):
+    """The state of a training after an epoch, kept in scratch. Payload: state.safetensors.
+
+    Attributes:
+        weights: The model's state dict.
+        moments: The optimizer's state: name -> tensor, per parameter index.
+        history: A row per finished epoch.
+    """
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[int, dict[str, torch.Tensor]]
+    history: list[dict[str, float]]
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
+        for index, moments in self.moments.items():
+            tensors |= {f"moments/{index}/{name}": tensor for name, tensor in moments.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with writing(path, "training-state", {}) as writer:
+            save_file(tensors, writer.directory / "state.safetensors")
+            writer.metadata = {"history": self.history}
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """The state kept at `path`; None where there is none. A damaged one is an error."""
+        from safetensors.torch import load_file
+
+        if not (path / "artifact.json").exists():
+            return None
+        metadata = read_metadata(path, "training-state")
+        weights: dict[str, torch.Tensor] = {}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in load_file(path / "state.safetensors").items():
+            kind, name = key.split("/", 1)
+            if kind == "weights":
+                weights[name] = tensor
+            else:
+                index, name = name.split("/")
+                moments.setdefault(int(index), {})[name] = tensor
+        return cls(weights, moments, metadata["history"])

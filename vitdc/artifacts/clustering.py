@@ -1,0 +1,125 @@
+"""Clusters of one round and how good they are: the Clustering artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from vitdc.artifacts.storage import SPLITS, read_array, read_metadata, writing
+
+
+class SplitScores(NamedTuple):
+    """Agreement of clusters with labels, each None where no label is known."""
+
+    nmi: float | None
+    ari: float | None
+    acc: float | None
+
+
+@dataclass(frozen=True)
+class ClusteringScores:
+    """How good a clustering is.
+
+    Attributes:
+        train: Scores of the training split.
+        test: Scores of the test split.
+        silhouette: Of the training embeddings, in [-1, 1]; estimated on a sample.
+        changed: Share of training images whose cluster differs from the round before; None in
+            round 0.
+        inertia: Mean squared distance of the training embeddings to their centroids.
+        num_empty: Clusters without a training image.
+    """
+
+    train: SplitScores
+    test: SplitScores
+    silhouette: float | None
+    changed: float | None
+    inertia: float
+    num_empty: int
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        splits = {split: SplitScores(**values[split]) for split in SPLITS}
+        return cls(**{**values, **splits})
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v._asdict() if isinstance(v, SplitScores) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class SplitClustering:
+    """Clusters of one split.
+
+    Attributes:
+        assignment: (N,) int64: cluster of every image, the one with the nearest centroid.
+        distance: (N,) float32: Euclidean distance of z to that centroid.
+    """
+
+    assignment: np.ndarray
+    distance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.assignment)
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Clusters of one round. Payload: centroids.npy, {train,test}_{assignment,distance}.npy.
+
+    Attributes:
+        round: The round whose embeddings were clustered.
+        centroids: (K, D) float32.
+        train: Clusters of the training images.
+        test: Nearest training centroids of the test images.
+        scores: How good the clustering is.
+        config: The `clustering` section it was made with.
+    """
+
+    kind: ClassVar[str] = "clustering"
+
+    round: int
+    centroids: np.ndarray
+    train: SplitClustering
+    test: SplitClustering
+    scores: ClusteringScores
+    config: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        path = Path(path)
+        metadata = read_metadata(path, cls.kind)
+        splits = {
+            split: SplitClustering(
+                assignment=read_array(path / f"{split}_assignment.npy"),
+                distance=read_array(path / f"{split}_distance.npy"),
+            )
+            for split in SPLITS
+        }
+        return cls(
+            round=metadata["round"],
+            centroids=np.asarray(read_array(path / "centroids.npy")),
+            **splits,
+            scores=ClusteringScores.from_dict(metadata["scores"]),
+            config=metadata["config"],
+        )
+
+    def save(self, path: Path, made_by: Mapping[str, Any]) -> None:
+        with writing(path, self.kind, made_by) as writer:
+            writer.save("centroids", self.centroids)
+            for split in SPLITS:
+                clusters = self.split(split)
+                writer.save(f"{split}_assignment", clusters.assignment)
+                writer.save(f"{split}_distance", clusters.distance)
+            writer.metadata = {
+                "round": self.round,
+                "scores": self.scores.to_dict(),
+                "config": self.config,
+            }
+
+    def split(self, name: str) -> SplitClustering:
+        return {"train": self.train, "test": self.test}[name]

@@ -1,0 +1,208 @@
+"""Prepared images: the Dataset artifact."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from vitdc.artifacts.storage import SPLITS, read_array, read_metadata, writing
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        images: (N, H, W, C) uint8, memory-mapped.
+        labels: (N,) int64, -1 where the class is unknown.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.labels >= 0).any())
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Prepared images. Payload: {train,test}_{images,labels}.npy and index.csv.
+
+    Attributes:
+        train: The split that is trained and clustered.
+        test: The held-out split; may be empty.
+        name: Of the source, e.g. "digits".
+        class_names: One per label value.
+        mean: (C,) of the training images, in [0, 1].
+        std: (C,) likewise; never 0.
+        content_hash: SHA-256 over images, labels and class names, independent of the source.
+        num_unreadable: Images of the source that were skipped.
+        path: Where it was loaded from.
+    """
+
+    kind: ClassVar[str] = "dataset"
+
+    train: Split
+    test: Split
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    content_hash: str
+    num_unreadable: int
+    path: Path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        path = Path(path)
+        metadata = read_metadata(path, cls.kind)
+        splits = {
+            split: Split(
+                images=read_array(path / f"{split}_images.npy"),
+                labels=np.array(read_array(path / f"{split}_labels.npy")),
+            )
+            for split in SPLITS
+        }
+        return cls(
+            **splits,
+            name=metadata["name"],
+            class_names=tuple(metadata["class_names"]),
+            mean=tuple(metadata["mean"]),
+            std=tuple(metadata["std"]),
+            content_hash=metadata["content_hash"],
+            num_unreadable=metadata["num_unreadable"],
+            path=path,
+        )
+
+    def split(self, name: str) -> Split:
+        return {"train": self.train, "test": self.test}[name]
+
+    def image_names(self) -> Iterator[tuple[str, str]]:
+        """Stream (image id or relative path, split), training images first, in array order."""
+        with (self.path / "index.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                yield row["image"], row["split"]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+class DatasetWriter:
+    """Streams images into a Dataset, all training images first; made by `writing_dataset`."""
+
+    def __init__(self, directory: Path, image_shape: tuple[int, int, int]) -> None:
+        self.metadata: dict[str, Any] = {}
+        self._images = {
+            s: _GrowingArray(directory / f"{s}_images.npy", image_shape, np.uint8) for s in SPLITS
+        }
+        self._labels = {
+            s: _GrowingArray(directory / f"{s}_labels.npy", (), np.int64) for s in SPLITS
+        }
+        self._index_file = (directory / "index.csv").open("w", encoding="utf-8", newline="")
+        self._index = csv.writer(self._index_file, lineterminator="\n")
+        self._index.writerow(("image", "split", "label"))
+
+    def append(
+        self, split: str, *, names: Iterable[str], labels: np.ndarray, images: np.ndarray
+    ) -> None:
+        """Add the next images of a split.
+
+        Args:
+            split: "train" or "test".
+            names: n image ids.
+            labels: (n,), -1 where the class is unknown.
+            images: (n, H, W, C) uint8.
+        """
+        assert split == "test" or self._images["test"].num_rows == 0
+        self._images[split].append(images)
+        self._labels[split].append(labels)
+        rows = zip(names, labels.tolist(), strict=True)
+        self._index.writerows((name, split, label) for name, label in rows)
+
+    def describe(
+        self,
+        *,
+        name: str,
+        class_names: Iterable[str],
+        mean: Iterable[float],
+        std: Iterable[float],
+        content_hash: str,
+        num_unreadable: int,
+    ) -> None:
+        """Set the Dataset's other attributes, known when the last image has been added."""
+        self.metadata = {
+            "name": name,
+            "class_names": list(class_names),
+            "mean": list(mean),
+            "std": list(std),
+            "content_hash": content_hash,
+            "num_unreadable": num_unreadable,
+        }
+
+    def close(self) -> None:
+        """Finish all files."""
+        for array in (*self._images.values(), *self._labels.values()):
+            array.close()
+        self._index_file.close()
+
+
+class _GrowingArray:
+    """An .npy file of rows whose number is known only when the last one is there.
+
+    It is written, not mapped: what is written through a map counts as this process's memory.
+    """
+
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: Any) -> None:
+        self.num_rows = 0
+        self._row_shape, self._dtype = row_shape, np.dtype(dtype)
+        self._file = path.open("wb")
+        self._write_header()
+
+    def append(self, rows: np.ndarray) -> None:
+        assert rows.shape[1:] == self._row_shape, (rows.shape, self._row_shape)
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self.num_rows += len(rows)
+
+    def close(self) -> None:
+        """Correct the number of rows in the header; NumPy leaves room for it to grow in place."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.num_rows, *self._row_shape),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def writing_dataset(
+    path: Path, made_by: Mapping[str, Any], *, image_shape: tuple[int, int, int]
+) -> Iterator[DatasetWriter]:
+    """Write a Dataset atomically: `append` to the yielded writer, then `describe` it.
+
+    Args:
+        path: The artifact's directory; replaced if it exists.
+        made_by: As for `writing`.
+        image_shape: (H, W, C) of every image.
+    """
+    with writing(path, Dataset.kind, made_by) as writer:
+        with closing(DatasetWriter(writer.directory, image_shape)) as dataset:
+            yield dataset
+        writer.metadata = dataset.metadata

@@ -1,0 +1,241 @@
+"""How an artifact lies on disk: atomic writing, checked reading, hashes.
+
+Large files are checked by size only, because hashing a data set at the start of every step would
+cost more than the step; `VERIFY_BYTES` is the limit.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdc import __version__
+from vitdc.errors import InputError
+
+FORMAT_VERSION = 1
+VERIFY_BYTES = 256 * 2**20
+SPLITS = ("train", "test")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `path` that takes its place when the block succeeds.
+
+    Whatever ends the block early (an error, Ctrl-C) removes the sibling and leaves `path` as it
+    was. What a killed process left behind is swept away by the next call.
+
+    Raises:
+        InputError: `path` cannot be written, or holds something that is not ours to delete.
+    """
+    path = Path(path)
+    _check_replaceable(path)
+    partial, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
+    remove(partial)
+    remove(old)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        remove(partial)
+        remove(old)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Only artifacts, the rounds of `refine` and empty directories are ever replaced."""
+    if path.name in ("", ".."):
+        raise InputError(f"{path}: cannot be written: name a new directory, e.g. {path / 'output'}")
+    ours = ("artifact.json", "00/checkpoint/artifact.json")
+    if path.is_dir():
+        replaceable = not any(path.iterdir()) or any((path / file).is_file() for file in ours)
+    else:
+        replaceable = not path.exists()
+    if not replaceable:
+        raise InputError(
+            f"{path}: exists and was not written by vitdc, so it is not replaced; name another"
+            " directory, or delete it yourself"
+        )
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy an artifact; like every artifact, the copy appears whole or not at all."""
+    with replacing(target) as directory:
+        shutil.copytree(source, directory, dirs_exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory; nothing happens where there is none."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+class Writer:
+    """Collects the payload files and the metadata of one artifact; made by `writing`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.metadata: dict[str, Any] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Create `name`.npy and return it as a writable memory map, for streaming."""
+        path = self.directory / f"{name}.npy"
+        if 0 in shape:  # an empty file cannot be mapped
+            empty = np.zeros(shape, dtype)
+            np.save(path, empty)
+            return empty
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Write `array` as `name`.npy."""
+        np.save(self.directory / f"{name}.npy", array, allow_pickle=False)
+
+    def rows(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+        """Write `name`.csv, row by row."""
+        write_csv(self.directory / f"{name}.csv", header, rows)
+
+
+@contextmanager
+def writing(path: Path, kind: str, made_by: Mapping[str, Any]) -> Iterator[Writer]:
+    """Write one artifact atomically: fill the yielded `Writer`, the rest is done at the end.
+
+    Args:
+        path: The artifact's directory; replaced if it exists.
+        kind: One of the kinds below, e.g. "dataset".
+        made_by: What made it: step name, config sections, seed, digests of the inputs.
+    """
+    with replacing(path) as directory:
+        writer = Writer(directory)
+        yield writer
+        files = {
+            file.relative_to(directory).as_posix(): _describe_file(file)
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+        }
+        description = {
+            "kind": kind,
+            "format_version": FORMAT_VERSION,
+            "made_by": {"vitdc": __version__, **made_by},
+            "metadata": writer.metadata,
+            "files": files,
+        }
+        write_json(directory / "artifact.json", description)
+
+
+def _describe_file(file: Path) -> dict[str, Any]:
+    description: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    if file.suffix == ".npy":
+        array = read_array(file)
+        description |= {"shape": list(array.shape), "dtype": str(array.dtype)}
+    return description
+
+
+def read_metadata(path: Path, kind: str, *, verify: bool = True) -> dict[str, Any]:
+    """Check the artifact at `path` and return its metadata.
+
+    Raises:
+        InputError: There is no artifact, it is of another kind or format version, or a payload
+            file is missing, truncated or changed.
+    """
+    path = Path(path)
+    try:
+        description = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
+        found, version = description["kind"], description["format_version"]
+        metadata, files = description["metadata"], description["files"]
+    except OSError:
+        raise InputError(
+            f"{path}: no {kind} here (artifact.json is missing); run the step that writes it"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}/artifact.json: corrupt; delete it and run its step again"
+        ) from None
+    if found != kind:
+        raise InputError(f"{path}: holds {found}, but {kind} is needed here")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: has format version {version}, this vitdc ({__version__}) reads"
+            f" {FORMAT_VERSION}; run the step that wrote it again, or use the vitdc that wrote it"
+        )
+    if verify:
+        _verify_files(path, files)
+    return dict(metadata)
+
+
+def _verify_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"{file}: missing; run the step that writes {path} again")
+        size = file.stat().st_size
+        intact = size == expected["bytes"] and (
+            size > VERIFY_BYTES or sha256(file) == expected["sha256"]
+        )
+        if not intact:
+            raise InputError(
+                f"{file}: corrupt (not the bytes that were written); run the step that writes"
+                f" {path} again"
+            )
+
+
+def made_by(path: Path) -> dict[str, Any]:
+    """What made the artifact at `path`: step, digests of its inputs, sections, seed."""
+    description = json.loads((Path(path) / "artifact.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = description["made_by"]
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of an artifact's description, which covers the hash of every payload file."""
+    file = Path(path) / "artifact.json"
+    if not file.is_file():
+        raise InputError(f"{path}: no artifact here (artifact.json is missing)")
+    return sha256(file)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that reads well and is the same for equal values; NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file; `None` becomes an empty cell, floats keep all their digits."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_array(file: Path) -> np.ndarray:
+    """Memory-map a `.npy` file; one without elements is read. Pickled objects are refused."""
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # an array without elements cannot be mapped
+        try:
+            array = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise InputError(f"{file}: not an array that vitdc wrote: {error}") from None
+    return array
