@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+PORT ?= 5000
+# Without bytecode every start of Python compiles torch anew, which takes longer than the work.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ui test lint format lock clean
@@ -21,7 +24,37 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+demo: setup  ## the whole method on scikit-learn's digits, through DVC, and its summary
+	dvc repro
+	@echo
+	@vitdc summary results
+	@echo
+	@echo "Open results/report.html for the pictures, or type 'make ui' for MLflow."
+
+ui: setup  ## open the recorded runs in MLflow's web page, on this machine only
+	@case "$${MLFLOW_TRACKING_URI:-}" in \
+		http*) echo "The runs are at $$MLFLOW_TRACKING_URI";; \
+		*) echo "MLflow starts; open http://127.0.0.1:$(PORT)/#/experiments/1/runs (Ctrl-C ends it)"; \
+			MLFLOW_DISABLE_TELEMETRY=true mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+				--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; \
+	esac
+
+test: setup  ## all tests
+	OMP_WAIT_POLICY=PASSIVE pytest
+
+lint: setup  ## ruff and mypy, as in pre-commit and CI
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup  ## let ruff repair what it can
+	ruff check --fix .
+	ruff format .
+
 lock: pyproject.toml  ## resolve the dependencies again into requirements.lock
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; }
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		--group dev pyproject.toml --output-file requirements.lock
+
+clean:  ## remove results and unfinished work; data, MLflow runs and the DVC cache stay
+	rm -rf outputs results .scratch

@@ -361,7 +361,7 @@ def payload_changed(path: Path) -> None:
         (not_json, "corrupt"),
         (json_of_another_shape, "corrupt"),
         (without_a_key, "corrupt"),
-        (other_kind, "holds a something-else"),
+        (other_kind, "holds something-else"),
         (other_version, "format version 2"),
         (payload_missing, "missing"),
         (payload_truncated, "corrupt"),

@@ -180,7 +180,7 @@ def read_metadata(path: Path, kind: str, *, verify: bool = True) -> dict[str, An
             f"{path}/artifact.json: corrupt; delete it and run its step again"
         ) from None
     if found != kind:
-        raise InputError(f"{path}: holds a {found}, where a {kind} is needed")
+        raise InputError(f"{path}: holds {found}, but {kind} is needed here")
     if version != FORMAT_VERSION:
         raise InputError(
             f"{path}: has format version {version}, this vitdc ({__version__}) reads"

@@ -181,7 +181,8 @@ def _evaluate_options(options: list[click.Option]) -> list[click.Option]:
         metavar="DIR",
         help="Directory that `refine` wrote; stands for --initial, --previous, --last and --round.",
     )
-    return [rounds, *options]
+    dataset, *others = options
+    return [dataset, rounds, *others]
 
 
 def parse_docstring(function: Callable[..., Any]) -> tuple[str, Mapping[str, str]]:

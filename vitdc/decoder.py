@@ -19,7 +19,7 @@ from tqdm import trange
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3
 LARGEST_GRID = 64  # an embedding holds no finer detail; larger images are interpolated
-WIDTH, SMALLEST_WIDTH = 64, 16
+WIDTH, SMALLEST_WIDTH = 32, 16
 STREAM_SIZE = 512
 
 
@@ -104,7 +104,7 @@ def train_decoder(
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     batches = _batches(len(images), seed=seed)
-    progress = trange(steps, desc="decoder", unit="step", leave=False)
+    progress = trange(steps, desc="decoder", unit="step", leave=False, disable=None)
     for _ in progress:
         batch = next(batches)
         target = F.adaptive_avg_pool2d(_pixels(images[batch], device), decoder.grid_shape)

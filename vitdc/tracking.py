@@ -46,9 +46,6 @@ ROUND_METRICS = tuple(name for name in RoundRow.header() if name not in ("round"
 # Where the data came from and how fast: the result does not depend on these, given the content.
 _NOT_IDENTIFYING = ("data.root", "data.endpoint_url", "data.num_workers")
 
-# Makes MLflow's pages open on training runs, not on traces of language models.
-_EXPERIMENT_KIND_TAG, _TRAINING = "mlflow.experimentKind", "custom_model_development"
-
 _IDENTITY_TAG = "vitdc.identity"
 _FAILURE_TAG = "vitdc.failure"
 _SUPERSEDES_TAG = "vitdc.supersedes"
@@ -511,9 +508,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(
-                name, artifact_location=artifacts, tags={_EXPERIMENT_KIND_TAG: _TRAINING}
-            )
+            return client.create_experiment(name, artifact_location=artifacts)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

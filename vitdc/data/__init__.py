@@ -1,17 +1,67 @@
-"""The `prepare` step's sources: from wherever the images are to one prepared Dataset.
+"""The images behind the `prepare` step: from wherever they are to one prepared Dataset.
 
-    preparing   write_dataset: opens a source, streams its batches into the artifact
-    sources     what a source is
-    arrays      sources that come as arrays: scikit-learn's digits, torchvision sets by name
-    files       sources that come as image files: labels from the layout, split, decoding
-    folder, s3  where image files can lie
-    decoding    bytes of one image file -> pixels, over all cores
-    sampling    stratified, seeded split and subset
-    statistics  mean, standard deviation and content hash, streaming
-
-Heavy libraries (Pillow, scikit-learn, torchvision, boto3) are imported where they are used.
+opening     which source a name means
+sources     what every source looks like
+arrays      sources that come as arrays: scikit-learn's digits, torchvision's sets
+files       sources that come as image files: labels from the layout, split, decoding
+folder, s3  where image files can lie
+decoding    one image file -> pixels, over all cores
+sampling    stratified, seeded split and subset
+statistics  mean, standard deviation and content hash, streaming
 """
 
-from vitdc.data.preparing import write_dataset
+from __future__ import annotations
 
-__all__ = ["write_dataset"]
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitdc.config import DataConfig
+
+# What says where the images lie or how they are read, but not what they are.
+NOT_CONTENT = {"root", "endpoint_url", "num_workers", "max_unreadable"}
+
+
+def write_dataset(config: DataConfig, *, output: Path) -> None:
+    """Read the images that `config` names and write them as a Dataset artifact.
+
+    Images stream: memory holds a few chunks of them, whatever their number, except for
+    torchvision sets, which torchvision loads a split at a time. Image files are decoded in
+    processes of their own, so a script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        config: The `data` section.
+        output: Directory of the artifact; replaced if it exists, untouched if anything fails.
+
+    Raises:
+        InputError: The source is unknown, not there, empty or ambiguous, or has more unreadable
+            images than allowed.
+    """
+    # Imported here, because every decoding process imports this package and needs none of it.
+    from vitdc.artifacts import writing_dataset
+    from vitdc.data.opening import open_source
+    from vitdc.data.statistics import ContentHash, PixelStatistics
+
+    source = open_source(config)
+    statistics = PixelStatistics(source.image_shape[2])
+    content = ContentHash(source.image_shape)
+    made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
+    with (
+        writing_dataset(output, made_by, image_shape=source.image_shape) as dataset,
+        closing(source.batches()) as batches,
+    ):
+        for batch in batches:
+            dataset.append(batch.split, names=batch.names, labels=batch.labels, images=batch.images)
+            content.update(batch.split, batch.images, batch.labels)
+            if batch.split == "train":
+                statistics.update(batch.images)
+        mean, std = statistics.mean_std()
+        dataset.describe(
+            name=config.source,
+            class_names=source.class_names,
+            mean=mean,
+            std=std,
+            content_hash=content.hexdigest(source.class_names),
+            num_unreadable=source.num_unreadable,
+        )

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,18 @@ TORCHVISION_SETS = {
     "STL10": "stl10_binary.tar.gz",
     "SVHN": "train_32x32.mat and test_32x32.mat",
 }
-IDX_SETS = ("FashionMNIST", "MNIST")
+# Sets in IDX files and their class names, as torchvision has them. They are repeated here because
+# importing torchvision takes longer than reading the files.
+IDX_SETS = {
+    "FashionMNIST": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "MNIST": (
+        *("0 - zero", "1 - one", "2 - two", "3 - three", "4 - four"),
+        *("5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine"),
+    ),
+}
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 IDX_HEADERS = {"images-idx3": b"\0\0\x08\x03", "labels-idx1": b"\0\0\x08\x01"}  # unsigned bytes
 
@@ -170,7 +182,7 @@ def _load_torchvision(name: str, root: Path, split: str) -> Any:
     try:
         with _socket_timeout(DOWNLOAD_TIMEOUT):
             return getattr(datasets, name)(root, download=True, **by_split)
-    except (OSError, RuntimeError, EOFError) as error:  # URLError is an OSError
+    except (OSError, RuntimeError, HTTPException) as error:  # URLError is an OSError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"data.source={name}: not complete in {root} (data.root) and cannot be downloaded"
@@ -184,20 +196,18 @@ def _as_arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
     if images.shape[1] == 3 and images.shape[3] != 3:  # STL10 and SVHN have channels first
         images = images.transpose(0, 2, 3, 1)
-    class_names = getattr(dataset, "classes", None) or sorted(map(str, np.unique(labels)))
+    class_names = getattr(dataset, "classes", "0123456789")  # SVHN names none: they are digits
     return images, labels.astype(np.int64), tuple(class_names)
 
 
 def _open_idx_set(config: DataConfig) -> ArraySource:
     """MNIST or Fashion-MNIST, from the four IDX files, plain or gzipped."""
-    from torchvision import datasets
-
     root = _root(config)
     folders = (root, root / config.source / "raw")
     if not any(_has_idx_files(folder) for folder in folders):
         _load_torchvision(config.source, root, "train")
     folder = next(folder for folder in folders if _has_idx_files(folder))
-    class_names = tuple(getattr(datasets, config.source).classes)
+    class_names = IDX_SETS[config.source]
 
     def load(split: str) -> LabelledImages:
         images = read_idx(_idx_file(folder, split, "images-idx3"), "images-idx3")

@@ -18,15 +18,17 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
     from PIL import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -126,7 +128,7 @@ def fit(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def decode_chunk(files: Sequence[str | bytes], pixels: Pixels) -> Decoded:
+def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
     """Decode a few files; those that cannot be are left out and explained."""
     images, problems = [], {}
     with _quiet_pillow():
@@ -146,33 +148,38 @@ def decode_chunks(
     With one worker everything happens in this process. Close the iterator to end the processes
     early.
     """
-    work = partial(decode_chunk, pixels=pixels)
     if num_workers == 1:
-        yield from map(work, chunks)
+        yield from (decode_chunk(files, pixels) for files in chunks)
         return
+    # spawn: a forked child would inherit the locks of whatever threads run here
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
     executor = ProcessPoolExecutor(
-        num_workers,
-        # a forked child would inherit the locks of whatever threads run here
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
     )
+
+    def submit(files: Sequence[str | bytes]) -> Future[Decoded]:
+        with _interrupts_held_back():  # in the process too that this may start
+            return executor.submit(_decode_in_worker, files, pixels)
+
     try:
-        yield from ordered_map(executor, work, chunks, ahead=2 * num_workers)
+        yield from ordered_map(submit, chunks, ahead=2 * num_workers)
     finally:
+        stop.set()  # chunks that the executor has handed out cannot be cancelled any more
         executor.shutdown(cancel_futures=True)
 
 
 def ordered_map(
-    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
+    submit: Callable[[Item], Future[Result]], items: Iterable[Item], *, ahead: int
 ) -> Generator[Result]:
-    """Like `executor.map`, but `items` is read at most `ahead` items before its result is taken.
+    """Results in the order of `items`, of which at most `ahead` are in work or done at a time.
 
     `Executor.map` reads all of its input at once, and so holds all of it in memory.
     """
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            pending.append(executor.submit(function, item))
+            pending.append(submit(item))
             if len(pending) == ahead:
                 yield pending.popleft().result()
         while pending:
@@ -207,10 +214,28 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and never outlive it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Deliver Ctrl-C after the block. A process started in it never sees one: its parent does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_stop: Event  # of a worker process: set when its results are no longer wanted
+
+
+def _start_worker(stop: Event) -> None:
+    """Never outlive the parent process, even if it is killed."""
+    global _stop
+    _stop = stop
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _decode_in_worker(files: Sequence[str | bytes], pixels: Pixels) -> Decoded:
+    return decode_chunk(takewhile(lambda _: not _stop.is_set(), files), pixels)
 
 
 def _exit_with_parent() -> None:

@@ -24,7 +24,6 @@ from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
 
-CHUNK_SIZE = 32  # images per task of a decoding process, and so the wait after Ctrl-C
 DEFAULT_CHANNELS = 3
 MAX_LISTED = 10  # names in a message
 MAX_COLLECTED = 100  # unreadable images beyond the allowed ones before the rest is not tried
@@ -39,6 +38,10 @@ class Store(Protocol):
     @property
     def location(self) -> str:
         """For messages: the folder or URL that names are relative to."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Files per task of a decoding process; a few tasks per process are in memory."""
 
     def names(self) -> list[str]:
         """All files below `location`, as relative paths with slashes; hidden ones may be left out.
@@ -105,10 +108,11 @@ class FileSource:
         Raises:
             InputError: More images are unreadable than allowed, or no training image is left.
         """
+        size = self._store.chunk_size
         chunks = [
-            (split, indices[start : start + CHUNK_SIZE])
+            (split, indices[start : start + size])
             for split, indices in self._chosen.items()
-            for start in range(0, len(indices), CHUNK_SIZE)
+            for start in range(0, len(indices), size)
         ]
         num_images = sum(len(indices) for indices in self._chosen.values())
         num_train = 0

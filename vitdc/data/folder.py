@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from vitdc.errors import InputError
 
@@ -14,6 +14,8 @@ from vitdc.errors import InputError
 @dataclass(frozen=True)
 class Folder:
     """A folder as a `files.Store`. Links are followed, but not around in a circle."""
+
+    chunk_size: ClassVar[int] = 32  # of paths only
 
     location: str
 

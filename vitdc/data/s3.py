@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tqdm import tqdm
 
 from vitdc.data.decoding import ordered_map
 from vitdc.errors import InputError
 
+SCHEME = "s3://"
 NUM_THREADS = 16  # requests at a time
 FETCH_AHEAD = 2 * NUM_THREADS  # objects in memory before they are decoded
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 30  # seconds
@@ -20,6 +21,7 @@ NUM_ATTEMPTS = 3
 
 ADVICE = {
     "NoSuchBucket": "there is no such bucket; check data.source",
+    "404": "nothing speaks S3 there; check data.endpoint_url",
     "InvalidAccessKeyId": "the access key is unknown there; check your AWS credentials",
     "SignatureDoesNotMatch": "the secret key is wrong; check your AWS credentials",
     "ExpiredToken": "the session token has expired; log in again",
@@ -38,6 +40,8 @@ class Bucket:
         client: Of boto3; threads may share it.
     """
 
+    chunk_size: ClassVar[int] = 4  # of whole objects, which may be photos of many megabytes
+
     location: str
     bucket: str
     prefix: str
@@ -50,11 +54,11 @@ class Bucket:
         Raises:
             InputError: The URL names no bucket, or the AWS configuration is not valid.
         """
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         if not bucket:
-            raise InputError(f"data.source: {url}: names no bucket; write s3://bucket/prefix")
+            raise InputError(f"data.source: {url}: names no bucket; write {SCHEME}bucket/prefix")
         prefix = prefix.rstrip("/") + "/" if prefix.rstrip("/") else ""
-        location = f"s3://{bucket}/{prefix}"
+        location = f"{SCHEME}{bucket}/{prefix}"
         with _one_clear_line(location, endpoint_url):
             client = _make_client(endpoint_url)
         return cls(location, bucket, prefix, client)
@@ -79,7 +83,9 @@ class Bucket:
         """The objects' contents, fetched by several threads a bounded way ahead."""
         executor = ThreadPoolExecutor(NUM_THREADS)
         try:
-            yield from ordered_map(executor, self._fetch, names, ahead=FETCH_AHEAD)
+            yield from ordered_map(
+                lambda name: executor.submit(self._fetch, name), names, ahead=FETCH_AHEAD
+            )
         finally:
             executor.shutdown(cancel_futures=True)
 

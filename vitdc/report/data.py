@@ -165,18 +165,34 @@ def is_wrong(labels: np.ndarray, assignment: np.ndarray, num_clusters: int) -> n
     return wrong
 
 
-def match_order(counts: np.ndarray) -> np.ndarray:
-    """(K,) clusters in the order of their classes, matched one to one; the unmatched come last.
+def confusion(data: ReportData, snapshot: Snapshot) -> np.ndarray:
+    """(K, num_classes) images of the report per cluster and class."""
+    return count_clusters(
+        data.labels,
+        snapshot.assignment,
+        num_clusters=data.num_clusters,
+        num_classes=data.num_classes,
+    )
 
-    The matching (Hungarian) puts as many images as possible on the diagonal of `counts[order]`.
+
+def match_order(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order clusters and classes so that matched pairs (Hungarian) lie on the diagonal.
+
+    Args:
+        counts: (K, num_classes) images.
+
+    Returns:
+        (K,) clusters and (num_classes,) classes; those without a partner come last.
     """
     from scipy.optimize import linear_sum_assignment
 
     clusters, classes = linear_sum_assignment(counts, maximize=True)
-    matched = clusters[np.argsort(classes)]
-    unmatched = np.setdiff1d(np.arange(len(counts)), matched)
-    order: np.ndarray = np.concatenate([matched, unmatched])
-    return order
+    by_class = np.argsort(classes)
+    rows, columns = (
+        np.concatenate([matched[by_class], np.setdiff1d(np.arange(size), matched)])
+        for matched, size in zip((clusters, classes), counts.shape, strict=True)
+    )
+    return rows, columns
 
 
 # --- Which images are pictured -----------------------------------------------------------------
@@ -352,12 +368,16 @@ def map_coordinates(
 
 def _tsne(embedding: np.ndarray, start: np.ndarray, noise: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # of scikit-learn
 
     start = start - start.mean(axis=0)
     start = 1e-4 * start / (start.std() or 1.0) + noise
     perplexity = min(30.0, (len(embedding) - 1) / 3)
-    tsne = TSNE(init=start.astype(np.float32), perplexity=perplexity, random_state=0)
-    coordinates: np.ndarray = tsne.fit_transform(np.asarray(embedding, dtype=np.float32))
+    start = start.astype(np.float32)
+    tsne = TSNE(init=start, perplexity=perplexity, max_iter=500, random_state=0)
+    # One thread: so few points lose more than they gain by more, many times more on a busy machine.
+    with threadpool_limits(limits=1):
+        coordinates: np.ndarray = tsne.fit_transform(np.asarray(embedding, dtype=np.float32))
     return coordinates.astype(np.float64)
 
 

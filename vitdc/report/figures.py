@@ -21,7 +21,7 @@ from vitdc.report.data import (
     ReportData,
     Snapshot,
     cluster_pictures,
-    count_clusters,
+    confusion,
     is_wrong,
     majority_classes,
     match_order,
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 # Distinct for everybody (Okabe and Ito); only what is wrong is ever vermilion.
 BLUE, SKY, AMBER, GREEN, WRONG = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00"
 INK, MUTED, LINE, PAPER = "#1b1f24", "#5b636e", "#d9dde3", "#ffffff"
-THEME = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card"}
+ON_BLUE = "#fefefe"  # not paper: it stays light in the dark theme
+THEME = {
+    INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--card",
+    BLUE: "--data-blue", GREEN: "--data-green", WRONG: "--wrong",
+}  # fmt: skip
 FONT_SIZE = 10
 MAX_ANNOTATED = 20
 PNG_DPI = 150
@@ -108,7 +112,7 @@ def figure_svg(figure: Figure, *, name: str) -> str:
 
 def draw_nmi(data: ReportData) -> Figure:
     """NMI of both splits against the round; the best round is marked."""
-    figure, axes = _figure(5.2, 3.4)
+    figure, axes = _figure(4.8, 3.3)
     _mark_best(axes, data)
     ends = []
     for name, color, marker in (("train", SKY, "s"), ("test", BLUE, "o")):
@@ -118,7 +122,7 @@ def draw_nmi(data: ReportData) -> Figure:
             continue
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=color, marker=marker, markersize=6, linewidth=2.2)
-        ends.append((float(y[-1]), f"{name} {y[-1]:.3f}", color))
+        ends.append((float(y[-1]), f"{name} {y[-1]:.3f}"))
     low, high = axes.get_ylim()
     if high - low < 0.06:  # do not blow noise up to a mountain range
         middle = (high + low) / 2
@@ -132,7 +136,7 @@ def draw_nmi(data: ReportData) -> Figure:
 
 def draw_loss(data: ReportData) -> Figure:
     """l as the height of a bar, stacked from its two parts."""
-    figure, axes = _figure(5.2, 3.4)
+    figure, axes = _figure(4.8, 3.3)
     rows = [row for row in data.rows if row.loss is not None]
     x = [row.round for row in rows]
     entropy = np.array([row.cross_entropy or 0.0 for row in rows])
@@ -153,7 +157,7 @@ def draw_loss(data: ReportData) -> Figure:
 
 def draw_gain(data: ReportData) -> Figure:
     """How far l fell in every round, against epsilon: the stopping rule as a picture."""
-    figure, axes = _figure(5.2, 3.4)
+    figure, axes = _figure(4.8, 3.3)
     losses = [(row.round, row.loss) for row in data.rows if row.loss is not None]
     x = [number for number, _ in losses[1:]]
     gain = [before - after for (_, before), (_, after) in pairwise(losses)]
@@ -190,7 +194,7 @@ def draw_gain(data: ReportData) -> Figure:
 
 def draw_changed(data: ReportData) -> Figure:
     """Share of the training images that changed cluster."""
-    figure, axes = _figure(5.2, 3.4)
+    figure, axes = _figure(4.8, 3.3)
     rows = [row for row in data.rows if row.changed is not None]
     x = [row.round for row in rows]
     percent = [100 * (row.changed or 0.0) for row in rows]
@@ -236,12 +240,12 @@ def _mark_best(axes: Axes, data: ReportData) -> None:
     )
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str]], *, x: float) -> None:
     """Name lines at their right end, pushed apart where they meet."""
     low, high = axes.get_ylim()
     gap = 0.075 * (high - low)
     previous = -np.inf
-    for y, text, color in sorted(ends):
+    for y, text in sorted(ends):
         position = max(y, previous + gap)
         previous = position
         axes.annotate(
@@ -250,7 +254,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float)
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=color,
+            color=INK,
             fontsize=FONT_SIZE,
             fontweight="bold",
             annotation_clip=False,
@@ -279,14 +283,9 @@ def _signed(value: float) -> str:
 
 def draw_confusion(data: ReportData, snapshot: Snapshot) -> Figure:
     """Clusters against classes, the matched ones on the diagonal; colour is the share of a row."""
-    counts = count_clusters(
-        data.labels,
-        snapshot.assignment,
-        num_clusters=data.num_clusters,
-        num_classes=data.num_classes,
-    )
-    order = match_order(counts)
-    counts = counts[order]
+    counts = confusion(data, snapshot)
+    clusters, classes = match_order(counts)
+    counts = counts[np.ix_(clusters, classes)]
     num_rows, num_columns = counts.shape
     annotated = max(counts.shape) <= MAX_ANNOTATED
     side = float(np.clip(0.42 * max(counts.shape), 4.0, 7.0))
@@ -296,14 +295,14 @@ def draw_confusion(data: ReportData, snapshot: Snapshot) -> Figure:
     if annotated:
         small = 9 if max(counts.shape) <= 12 else 6.5
         for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "white" if share[row, column] > 0.5 else INK
+            color = ON_BLUE if share[row, column] > 0.62 else INK
             axes.text(
                 column, row, str(counts[row, column]), ha="center", va="center",
                 fontsize=small, color=color,
             )  # fmt: skip
-    names = [shorten(data.class_name(label)) for label in range(num_columns)]
+    names = [shorten(data.class_name(int(label))) for label in classes]
     _name_ticks(axes, "x", names, rotated=max(map(len, names), default=0) > 3)
-    _name_ticks(axes, "y", [str(cluster) for cluster in order], rotated=False)
+    _name_ticks(axes, "y", [str(cluster) for cluster in clusters], rotated=False)
     axes.set(xlim=(-0.5, num_columns - 0.5), ylim=(num_rows - 0.5, -0.5))
     axes.set_xlabel("class")
     axes.set_ylabel("cluster")
@@ -331,9 +330,9 @@ def _shade(axes: Axes, share: np.ndarray, *, crisp: bool) -> None:
 
 def _name_ticks(axes: Axes, which: str, names: Sequence[str], *, rotated: bool) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    step = max(1, -(-len(names) // 50))
+    step = max(1, -(-len(names) // 25))
     shown = list(range(0, len(names), step))
-    size = FONT_SIZE - 1 if len(names) <= 20 else 5.5
+    size = FONT_SIZE - 1 if len(names) <= MAX_ANNOTATED else 7.5
     axis.set_ticks(shown, [names[i] for i in shown], fontsize=size, rotation=90 if rotated else 0)
     for label in axis.get_ticklabels():
         label.set_parse_math(False)  # a class may be called "$5"
@@ -348,9 +347,9 @@ def shorten(name: str, length: int = 14) -> str:
 
 
 def draw_map(data: ReportData, snapshot: Snapshot) -> Figure:
-    """The 2-D map: coloured and named by cluster, images in a wrong cluster ringed."""
+    """The 2-D map: coloured and, if few, named by cluster; images in a wrong cluster ringed."""
     assert snapshot.coordinates is not None, "the map needs coordinates"
-    figure, axes = _figure(5.6, 5.2)
+    figure, axes = _figure(5.2, 4.8)
     coordinates = snapshot.coordinates
     assignment = np.asarray(snapshot.assignment)[data.map_indices]
     wrong = is_wrong(data.labels, snapshot.assignment, data.num_clusters)[data.map_indices]
@@ -360,8 +359,10 @@ def draw_map(data: ReportData, snapshot: Snapshot) -> Figure:
     fill = colors[assignment]
     axes.scatter(x[~wrong], y[~wrong], s=size, c=fill[~wrong], linewidths=0, alpha=0.85)
     axes.scatter(x[wrong], y[wrong], s=2.4 * size, c=fill[wrong], edgecolors=WRONG, linewidths=1.8)
-    _name_clusters(axes, data, snapshot, coordinates, assignment)
-    axes.set(xticks=[], yticks=[], aspect="equal")
+    if data.num_clusters <= MAX_ANNOTATED:
+        _name_clusters(axes, data, snapshot, coordinates, assignment)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
     axes.grid(visible=False)
     axes.margins(0.04)
     _title(axes, side_title(snapshot))
@@ -380,14 +381,13 @@ def _name_clusters(
     from matplotlib.patheffects import withStroke
 
     majority = majority_classes(data.labels, snapshot.assignment, data.num_clusters)
-    many = data.num_clusters > MAX_ANNOTATED
     for cluster in np.unique(assignment):
         label = majority[cluster]
-        name = str(cluster) if label < 0 or many else shorten(data.class_name(int(label)), 12)
+        name = str(cluster) if label < 0 else shorten(data.class_name(int(label)), 12)
         x, y = np.median(coordinates[assignment == cluster], axis=0)
         axes.text(
             x, y, name, ha="center", va="center", color=INK,
-            fontsize=7 if many else 12, fontweight="bold", parse_math=False,
+            fontsize=12, fontweight="bold", parse_math=False,
             path_effects=[withStroke(linewidth=3, foreground=PAPER)],
         )  # fmt: skip
 
@@ -396,7 +396,7 @@ def cluster_colors(num_clusters: int) -> list[str]:
     """Colours for clusters: hues all around but vermilion, in three shades that alternate."""
     import colorsys
 
-    shades = ((0.42, 0.62), (0.60, 0.50), (0.52, 0.38))
+    shades = ((0.47, 0.58), (0.64, 0.52), (0.55, 0.40))
     colors = []
     for cluster in range(num_clusters):
         hue = (50 + 310 * cluster / max(1, num_clusters)) / 360
@@ -559,4 +559,7 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="upper right", frameon=False, fontsize=FONT_SIZE, labelcolor=INK, reverse=True)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2,
+        frameon=False, fontsize=FONT_SIZE, labelcolor=INK,
+    )  # fmt: skip

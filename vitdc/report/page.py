@@ -17,12 +17,14 @@ from vitdc.report.data import (
     ReportData,
     Snapshot,
     cluster_pictures,
+    confusion,
     find_moves,
     is_wrong,
     majority_classes,
+    match_order,
     pictured_clusters,
 )
-from vitdc.report.figures import cluster_title, figure_svg, rgb, side_title
+from vitdc.report.figures import MAX_ANNOTATED, cluster_title, figure_svg, rgb, shorten, side_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +69,11 @@ def render_page(data: ReportData, figures: Mapping[str, Figure]) -> str:
         sides=[side_title(data.before), side_title(data.after)],
         errors=[side.decoded.error if side.decoded else None for side in (data.before, data.after)],
         clusters=_clusters(data),
+        diagonal=[diagonal_count(data, side) for side in (data.before, data.after)],
+        num_ringed=[_num_ringed(data, side) for side in (data.before, data.after)],
+        num_known=int((data.labels >= 0).sum()),
+        max_named=MAX_ANNOTATED,
+        tile=64 if max(map(len, data.class_names), default=0) <= 4 else 84,
         columns=-(-data.gallery_size // 2),
         rendering="pixelated" if max(data.images.shape[1:3]) <= 32 else "auto",
         num_unknown=int((data.labels < 0).sum()) if data.has_labels else 0,
@@ -99,8 +106,12 @@ def _summary(data: ReportData) -> dict[str, Any]:
     nmi = _score(data, split, "nmi")
     bars = [
         ("k-means on the raw pixels", _score(data, "pixel_kmeans", split, "nmi"), "floor"),
-        (f"{side_title(data.before)}", _row_nmi(data, data.before.round, split), "before"),
-        (f"{side_title(data.after)}", nmi, "after"),
+        (
+            f"trained, before the rounds (round {data.before.round})",
+            _row_nmi(data, data.before.round, split),
+            "before",
+        ),
+        (f"after the rounds (round {data.after.round})", nmi, "after"),
     ]
     stats = {
         "acc": _percent(_score(data, split, "acc")),
@@ -145,7 +156,7 @@ def rounds_story(data: ReportData) -> str:
     count = "One round" if last.round == 1 else f"{last.round} rounds"
     losses = [row.loss for row in data.rows if row.loss is not None]
     fall = losses[-2] - losses[-1] if len(losses) > 1 else None
-    threshold = f"\u03b5 = {data.epsilon:g}"
+    threshold = f"\u03b5\u00a0=\u00a0{data.epsilon:g}"
     if data.verdict == CONVERGED and fall is not None:
         why = f"stopped by convergence: l fell by only {fall:.2g}, less than {threshold}."
     elif data.verdict == LOSS_ROSE and fall is not None:
@@ -154,7 +165,7 @@ def rounds_story(data: ReportData) -> str:
             " the round before is the result."
         )
     elif data.verdict == MAX_ROUNDS and fall is not None:
-        why = f"stopped by the cap on rounds: l last fell by {fall:.2g}, the threshold is {threshold}."
+        why = f"stopped by the cap on rounds: l last fell by {fall:.2g}, with {threshold}."
     elif data.verdict == MAX_ROUNDS:
         why = "stopped by the cap on rounds, before l could be compared with an earlier round."
     else:
@@ -163,7 +174,21 @@ def rounds_story(data: ReportData) -> str:
     return f"{count} of retraining, {why} {best}"
 
 
+def diagonal_count(data: ReportData, snapshot: Snapshot) -> int:
+    """Images in the cluster that is matched one to one (Hungarian) with their class."""
+    counts = confusion(data, snapshot)
+    return int(counts[np.ix_(*match_order(counts))].diagonal().sum())
+
+
+def _num_ringed(data: ReportData, snapshot: Snapshot) -> int:
+    wrong = is_wrong(data.labels, snapshot.assignment, data.num_clusters)
+    return int(wrong[data.map_indices].sum())
+
+
 def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
+    scores = [_number(v) for v in (row.nmi_train, row.nmi_test, row.ari_test, row.acc_test)]
+    if _score(data, "test", "nmi") is None and _score(data, "train", "nmi") is None:
+        scores = []
     return {
         "best": row.round == data.best_round,
         "cells": [
@@ -171,10 +196,7 @@ def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
             _number(row.loss, 4),
             _number(row.cross_entropy, 4),
             _number(row.clustering_loss, 4),
-            _number(row.nmi_train),
-            _number(row.nmi_test),
-            _number(row.ari_test),
-            _number(row.acc_test),
+            *scores,
             _percent(row.changed),
             row.verdict or "",
         ],
@@ -273,7 +295,7 @@ def _move(
             names[i][int(side.assignment[index])]
             for i, side in enumerate((data.before, data.after))
         )
-        own = data.class_name(int(data.labels[index]))
+        own = shorten(data.class_name(int(data.labels[index])), 16)
         text = f"{own} in {after}" if kind == "stayed" else f"{before} \u2192 {after}"
         about = f"{data.split} image {index}, class {own}: cluster of {before}, then of {after}"
         tiles.append({"original": picture_uri(data.images[index]), "text": text, "about": about})
@@ -291,7 +313,7 @@ def _cluster_names(data: ReportData, snapshot: Snapshot) -> Sequence[str]:
     """Name clusters by their majority class, or by their id where none is known."""
     majority = majority_classes(data.labels, snapshot.assignment, data.num_clusters)
     return [
-        data.class_name(int(label)) if label >= 0 else f"#{cluster}"
+        shorten(data.class_name(int(label)), 16) if label >= 0 else f"#{cluster}"
         for cluster, label in enumerate(majority)
     ]
 

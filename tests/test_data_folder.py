@@ -1,0 +1,299 @@
+"""A person's own images, from a folder to a Dataset."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdc.artifacts import Dataset
+from vitdc.config import DataConfig
+from vitdc.data import write_dataset
+from vitdc.errors import InputError
+
+CATS = tuple(f"cats/{index}.png" for index in range(5))
+DOGS = tuple(f"dogs/{index}.png" for index in range(10))
+
+
+def prepare(root: Path, **options: object) -> Dataset:
+    """The Dataset of a folder, written beside it."""
+    output = root.with_name("dataset")
+    values = {"source": "folder", "root": str(root), "image_size": 8, "num_workers": 1, **options}
+    write_dataset(DataConfig.parse(values, where="test"), output=output)
+    return Dataset.load(output)
+
+
+def index_of(dataset: Dataset) -> list[dict[str, str]]:
+    with (dataset.path / "index.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def refusal(root: Path, **options: object) -> str:
+    """The error message, after checking that it is one line and that nothing was written."""
+    with pytest.raises(InputError) as caught:
+        prepare(root, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not root.with_name("dataset").exists()
+    assert not root.with_name(".dataset.partial").exists()
+    return message
+
+
+def test_class_folders_give_labels(write_images):
+    dataset = prepare(write_images(*CATS, *DOGS), test_fraction=0.2)
+    assert dataset.class_names == ("cats", "dogs")
+    assert np.bincount(dataset.train.labels).tolist() == [4, 8]
+    assert np.bincount(dataset.test.labels).tolist() == [1, 2]
+
+
+def test_arrays_index_and_files_agree(write_images):
+    root = write_images(*CATS, *DOGS)
+    dataset = prepare(root)
+    images = np.concatenate([dataset.train.images, dataset.test.images])
+    labels = np.concatenate([dataset.train.labels, dataset.test.labels])
+    rows = index_of(dataset)
+    assert [row["split"] for row in rows] == ["train"] * 12 + ["test"] * 3
+    for row, image, label in zip(rows, images, labels, strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(root / row["image"])))
+        assert row["image"].startswith(dataset.class_names[label])
+        assert int(row["label"]) == label
+    train = dataset.train.images / 255
+    assert dataset.mean == pytest.approx(train.mean(axis=(0, 1, 2)))
+    assert dataset.std == pytest.approx(train.std(axis=(0, 1, 2)))
+
+
+def test_written_arrays_have_the_bytes_of_numpy_save(write_images, tmp_path):
+    dataset = prepare(write_images(*CATS))
+    np.save(tmp_path / "again.npy", dataset.train.images)
+    written = (dataset.path / "train_images.npy").read_bytes()
+    assert (tmp_path / "again.npy").read_bytes() == written
+
+
+def test_flat_folder_has_no_labels(write_images):
+    dataset = prepare(write_images("a.png", "b.png", "c.png"))
+    assert dataset.class_names == ()
+    assert dataset.train.labels.tolist() == [-1, -1]
+    assert dataset.test.labels.tolist() == [-1]
+
+
+def test_a_single_image_leaves_the_test_split_empty(write_images):
+    dataset = prepare(write_images("a.png"))
+    assert len(dataset.train) == 1
+    assert dataset.test.images.shape == (0, 8, 8, 3)
+
+
+def test_nested_files_count_and_hidden_ones_do_not(write_images):
+    root = write_images(
+        "cats/a.png", "cats/deep/er/b.png", "cats/.c.png", ".git/d.png", "dogs/.x/e.png"
+    )
+    names = {row["image"] for row in index_of(prepare(root))}
+    assert names == {"cats/a.png", "cats/deep/er/b.png"}
+
+
+def test_other_files_are_ignored_and_mentioned(write_images, caplog):
+    root = write_images("a.png", "b.PNG")
+    (root / "notes.txt").write_text("not an image")
+    assert len(index_of(prepare(root))) == 2
+    assert "ignored 1 files that are no images by their extension (notes.txt)" in caplog.text
+
+
+def test_links_are_followed_but_not_in_circles(write_images, tmp_path):
+    root = write_images("cats/a.png", "cats/b.png")
+    elsewhere = write_images("c.png", folder="elsewhere")
+    (root / "dogs").symlink_to(elsewhere)
+    (root / "cats" / "again").symlink_to(root)
+    names = {row["image"] for row in index_of(prepare(root))}
+    assert names == {"cats/a.png", "cats/b.png", "dogs/c.png"}
+
+
+def test_greyscale_on_request(write_images):
+    dataset = prepare(write_images("a.png", "b.png"), channels=1)
+    assert dataset.image_shape == (8, 8, 1)
+
+
+def test_result_does_not_depend_on_the_number_of_processes(write_images):
+    root = write_images(*(f"c{index % 3}/{index}.png" for index in range(100)))
+    digests = []
+    for num_workers in (1, 3):
+        dataset = prepare(root, num_workers=num_workers)
+        files = sorted(dataset.path.iterdir())
+        digests.append([(file.name, file.read_bytes()) for file in files])
+    assert digests[0] == digests[1]
+
+
+def test_result_does_not_depend_on_where_the_folder_lies(write_images, tmp_path):
+    root = write_images(*CATS)
+    before = (prepare(root).path / "artifact.json").read_bytes()
+    moved = root.rename(tmp_path / "moved")
+    assert (prepare(moved).path / "artifact.json").read_bytes() == before
+
+
+def test_subset_is_chosen_before_decoding(write_images):
+    root = write_images(*CATS, *DOGS)
+    trial = prepare(root, max_train=3, max_test=1)
+    assert np.bincount(trial.train.labels).tolist() == [1, 2]
+    kept = {row["image"] for row in index_of(trial)}
+    for name in {*CATS, *DOGS} - kept:
+        (root / name).write_bytes(b"broken")
+    assert {row["image"] for row in index_of(prepare(root, max_train=3, max_test=1))} == kept
+
+
+def test_unreadable_images_are_listed_by_path(write_images):
+    root = write_images(*CATS, *DOGS)
+    (root / "cats/3.png").write_text("this is text")
+    (root / "dogs/7.png").write_bytes((root / "dogs/7.png").read_bytes()[:100])
+    message = refusal(root)
+    assert f"{root}: unreadable images: 2, allowed: 0: " in message
+    assert "cats/3.png (not an image of a known format)" in message
+    assert "dogs/7.png (" in message
+    assert "data.max_unreadable=2" in message
+
+
+def test_long_lists_of_unreadable_images_are_cut(write_images):
+    root = write_images("z.png")
+    for index in range(200):
+        (root / f"{index:03}.png").write_text("text")
+    message = refusal(root)
+    assert "unreadable images: at least " in message
+    assert message.count("not an image") == 10
+    assert "more; repair or remove them" in message
+
+
+def test_allowed_unreadable_images_are_skipped_counted_and_mentioned(write_images, caplog):
+    root = write_images(*CATS, *DOGS)
+    intact = {row["image"]: row for row in index_of(prepare(root))}
+    (root / "dogs/7.png").write_text("this is text")
+    dataset = prepare(root, max_unreadable=1)
+    assert dataset.num_unreadable == 1
+    assert index_of(dataset) == [row for name, row in intact.items() if name != "dogs/7.png"]
+    assert len(dataset.train) == len(dataset.train.images) == 11
+    assert "skipped 1 unreadable images: dogs/7.png" in caplog.text
+
+
+def test_bomb_is_unreadable(write_images):
+    message = refusal(write_images("a.png", "b.png"), max_pixels=63)
+    assert "a.png (8 x 8 pixels exceed data.max_pixels=63)" in message
+
+
+def test_nothing_readable_is_refused_even_if_allowed(write_images):
+    root = write_images()
+    root.mkdir()
+    (root / "a.png").write_text("text")
+    assert "none of the 1 training images is readable" in refusal(root, max_unreadable=5)
+
+
+def test_a_broken_link_is_an_unreadable_image(write_images):
+    root = write_images("a.png", "b.png")
+    (root / "c.png").symlink_to("gone.png")
+    assert "c.png (No such file or directory)" in refusal(root)
+
+
+def test_empty_folder_is_refused(tmp_path):
+    (tmp_path / "images" / "cats").mkdir(parents=True)
+    (tmp_path / "images" / "cats" / "notes.txt").write_text("no picture")
+    message = refusal(tmp_path / "images")
+    assert "images: no images here (1 other files (cats/notes.txt))" in message
+
+
+def test_missing_folder_is_refused(tmp_path):
+    assert refusal(tmp_path / "images") == f"data.root: {tmp_path}/images: no such folder"
+
+
+def test_file_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "images").write_text("a file")
+    assert "not a folder" in refusal(tmp_path / "images")
+
+
+def test_folder_that_may_not_be_read_is_refused(write_images, monkeypatch):
+    root = write_images(*CATS)
+    scandir = os.scandir
+
+    def refuse_cats(folder: str):  # the tests may run as root, whom nothing is forbidden
+        if folder.endswith("cats"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse_cats)
+    assert refusal(root) == f"{root}/cats: cannot be listed: Permission denied"
+
+
+def test_images_beside_class_folders_are_ambiguous(write_images):
+    message = refusal(write_images("a.png", *CATS))
+    assert "ambiguous layout: 1 images at the top (a.png) beside class folders (cats)" in message
+
+
+def test_split_folders_are_not_taken_for_classes(write_images):
+    message = refusal(write_images("train/cats/a.png", "test/cats/b.png"))
+    assert "its folders test, train are splits, not classes" in message
+
+
+def test_name_that_is_not_utf8_is_refused(write_images):
+    root = write_images("a.png")
+    (root / os.fsdecode(b"\xff.png")).write_bytes((root / "a.png").read_bytes())
+    assert "'\\udcff.png' is not valid UTF-8; rename it" in refusal(root)
+
+
+def test_image_size_and_root_are_needed(write_images):
+    assert "data.image_size: needed" in refusal(write_images("a.png"), image_size=None)
+    with pytest.raises(InputError, match=r"data\.root: needed"):
+        write_dataset(DataConfig(source="folder", image_size=8), output=Path("unused"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "delay"), [(signal.SIGINT, 0.3), (signal.SIGINT, 3), (signal.SIGKILL, 3)]
+)
+def test_ending_early_leaves_no_process_behind(tmp_path, ending, delay):
+    root = tmp_path / "images"
+    root.mkdir()
+    photo = Image.effect_noise((2000, 2000), 50)
+    photo.save(root / "0.png")
+    for index in range(1, 400):
+        (root / f"{index}.png").hardlink_to(root / "0.png")
+    code = (
+        "import sys; from pathlib import Path; from vitdc.config import DataConfig;"
+        "from vitdc.data import write_dataset;"
+        "config = DataConfig(source='folder', root=sys.argv[1], image_size=8, num_workers=2);"
+        "write_dataset(config, output=Path(sys.argv[2]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(root), str(tmp_path / "dataset")],
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,  # its process group is that of its workers too
+        stderr=subprocess.PIPE,
+    )
+    index = tmp_path / ".dataset.partial" / "index.csv"
+    wait_until(index.exists)
+    time.sleep(delay)  # the workers are starting, or at work
+    # Ctrl-C reaches the whole group, a kill only the one
+    (os.killpg if ending == signal.SIGINT else os.kill)(process.pid, ending)
+    _, stderr = process.communicate(timeout=60)
+    wait_until(lambda: not is_group_alive(process.pid))
+    assert not (tmp_path / "dataset").exists()
+    if ending == signal.SIGINT:
+        assert not index.parent.exists()
+        assert stderr.decode().rstrip().endswith("KeyboardInterrupt")
+        assert stderr.count(b"Traceback") == 1, stderr.decode()
+
+
+def wait_until(condition, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

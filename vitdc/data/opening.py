@@ -1,0 +1,43 @@
+"""Which source a name in `data.source` means."""
+
+from __future__ import annotations
+
+import difflib
+
+from vitdc.config import DataConfig
+from vitdc.data.arrays import TORCHVISION_SETS, open_digits, open_torchvision_set
+from vitdc.data.files import FileSource
+from vitdc.data.folder import Folder
+from vitdc.data.s3 import SCHEME, Bucket
+from vitdc.data.sources import Source
+from vitdc.errors import InputError
+
+DIGITS, FOLDER = "digits", "folder"
+
+
+def open_source(config: DataConfig) -> Source:
+    """Find the source that `config.source` names and list its images.
+
+    Raises:
+        InputError: The source is unknown, or it is not there, empty or ambiguous.
+    """
+    name = config.source
+    if name == DIGITS:
+        return open_digits(config)
+    if name in TORCHVISION_SETS:
+        return open_torchvision_set(config)
+    if name == FOLDER:
+        return FileSource(Folder.open(config.root), config)
+    if name.startswith(SCHEME):
+        return FileSource(Bucket.open(name, endpoint_url=config.endpoint_url), config)
+    raise InputError(_unknown_source(name, valid=(DIGITS, FOLDER, *TORCHVISION_SETS)))
+
+
+def _unknown_source(name: str, *, valid: tuple[str, ...]) -> str:
+    simplified = {v.lower(): v for v in valid}
+    near = difflib.get_close_matches(name.lower().replace("-", ""), simplified, n=1)
+    advice = f"did you mean {simplified[near[0]]}? " if near else ""
+    return (
+        f"data.source: unknown source {name!r}; {advice}valid are {', '.join(valid)} and"
+        f" {SCHEME}bucket/prefix"
+    )
