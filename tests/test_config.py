@@ -247,3 +247,8 @@ def test_any_value_is_either_accepted_or_refused_with_a_message(value: Any, key:
     except InputError as error:
         message = str(error)
     assert message.startswith("params.yaml: ")
+
+
+def test_a_wrong_union_is_named_by_the_parameter_alone() -> None:
+    with pytest.raises(InputError, match=r"^test: pretrained: input .*; pretrained: input [^.]*$"):
+        ModelConfig.parse({"pretrained": 3}, where="test")

@@ -9,6 +9,7 @@ from toys import MODEL, toy_images
 
 from vitdc.artifacts import Split, SplitEmbeddings
 from vitdc.embedding import embed_split
+from vitdc.errors import TrainingError
 from vitdc.model import DeepClusteringViT, build_model
 from vitdc.seeding import seeded
 
@@ -58,3 +59,11 @@ def test_batches_give_what_one_forward_pass_gives(
 def test_an_empty_split_is_passed_over(model: DeepClusteringViT) -> None:
     split = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64))
     embed_split(model, split, empty(0), device=CPU, batch_size=4)
+
+
+def test_a_model_that_gives_nan_stops_the_pass(model: DeepClusteringViT) -> None:
+    with torch.no_grad():
+        model.vit.head.weight[1] = torch.nan
+    split = Split(toy_images(np.abs(LABELS)), LABELS)
+    with pytest.raises(TrainingError, match="embed test: the model gives numbers"):
+        embed_split(model, split, empty(7), device=CPU, batch_size=4, description="embed test")

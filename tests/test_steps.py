@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import toys
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import normalized_mutual_info_score
 from toys import COMPUTE, ToyRun, contents
 
-from vitdc import steps
+from vitdc import artifacts, steps
 from vitdc.artifacts import (
     SPLITS,
     Checkpoint,
@@ -435,3 +436,32 @@ def test_check_starts_without_torch(toy_run: ToyRun, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert Round.load(tmp_path / "out").rows == Round.load(toy_run.round(2)).rows
+
+
+def test_other_weights_at_the_same_path_are_another_origin(
+    toy_dataset: Path, tmp_path: Path
+) -> None:
+    weights, digests = tmp_path / "weights.safetensors", []
+    pretraining = toys.PRETRAINING.model_copy(update={"epochs": 0})
+    for seed in (1, 2):
+        steps.pretrain(
+            dataset=toy_dataset,
+            model=toys.MODEL,
+            pretraining=pretraining,
+            compute=toys.COMPUTE,
+            seed=seed,
+            output=tmp_path / "source",
+        )
+        tensors = load_file(tmp_path / "source" / "model.safetensors")
+        vit = {n.removeprefix("vit."): t for n, t in tensors.items() if n.startswith("vit.")}
+        save_file(vit, weights)
+        steps.pretrain(
+            dataset=toy_dataset,
+            model=toys.MODEL.model_copy(update={"pretrained": str(weights)}),
+            pretraining=pretraining,
+            compute=toys.COMPUTE,
+            seed=0,
+            output=tmp_path / "pretrained",
+        )
+        digests.append(artifacts.made_by(tmp_path / "pretrained")["pretrained_sha256"])
+    assert digests[0] != digests[1]

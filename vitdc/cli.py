@@ -272,8 +272,8 @@ def _tracker(params: Params, dataset: Path) -> AbstractContextManager[Tracker]:
 def run_command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Run the whole method in one process, from the images to the report.
 
-    The same steps as `dvc repro`, without DVC: for a try, a notebook server, a batch job. An
-    interrupted run continues where it was when it is started again.
+    The same steps as `dvc repro`, without DVC: for a try, a notebook server, a batch job. Started
+    again after an interruption, it continues in the training or the round where it was.
     """
     from vitdc import loop, steps
     from vitdc.config import Params

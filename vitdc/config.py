@@ -322,8 +322,9 @@ def _describe(root: type[Section], problem: Any) -> str:
         names.append(part)
         if field is None:
             break
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            section = field.annotation
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            break  # below a field pydantic names the members of a union
+        section = field.annotation
     name = ".".join(names) or "parameters"
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {name}; {_suggest(root, name)}"

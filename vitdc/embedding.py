@@ -8,6 +8,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vitdc.artifacts import Split, SplitEmbeddings
+from vitdc.errors import TrainingError
 from vitdc.model import DeepClusteringViT, images_to_tensor
 
 
@@ -30,6 +31,9 @@ def embed_split(
         device: Where the model is.
         batch_size: Images per batch.
         description: Label of the progress bar.
+
+    Raises:
+        TrainingError: The model's output is not finite.
     """
     progress = tqdm(total=len(split), desc=description, unit="image", leave=False, disable=None)
     with progress:
@@ -43,5 +47,10 @@ def embed_split(
             known = (labels >= 0).cpu().numpy()
             out.embedding[rows] = output.embedding.cpu().numpy()
             out.cross_entropy[rows] = np.where(known, cross_entropy.cpu().numpy(), np.nan)
+            if not (np.isfinite(out.embedding[rows]).all() and cross_entropy.isfinite().all()):
+                raise TrainingError(
+                    f"{description}: the model gives numbers that are not finite; train it again,"
+                    " e.g. with a lower learning_rate"
+                )
             out.predicted[rows] = output.logits.argmax(dim=1).cpu().numpy()
             progress.update(len(labels))

@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitdc import artifacts
+from vitdc import __version__, artifacts
 from vitdc.artifacts import (
     Checkpoint,
     Clustering,
@@ -37,11 +37,17 @@ from vitdc.config import (
     EvaluationConfig,
     JointConfig,
     ModelConfig,
+    Params,
     PretrainingConfig,
     Section,
     TrainingConfig,
 )
 from vitdc.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from vitdc.evaluation import Findings
+
+ROUNDS_OF_EVALUATE = ("initial", "previous", "last")
 
 
 def prepare(*, data: DataConfig, output: Path) -> Dataset:
@@ -109,7 +115,9 @@ def pretrain(
         description=description,
         compute=compute,
         seed=seed,
-        made_by=_made_by("pretrain", [dataset], model, pretraining, compute, seed=seed),
+        made_by=_made_by(
+            "pretrain", [dataset], model, pretraining, compute, seed=seed, **_weights_hash(model)
+        ),
         scratch=scratch,
     )
 
@@ -175,8 +183,8 @@ def cluster(
     """
     import numpy as np
 
-    from vitdc import clustering as kmeans
     from vitdc import metrics
+    from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
     from vitdc.seeding import derive_seed
 
@@ -191,19 +199,19 @@ def cluster(
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
     with limited_threads(compute.num_threads):
-        found = kmeans.kmeans(
+        found = kmeans(
             points,
             clustering,
             seed=derive_seed(seed, "cluster", embedded.round),
             initial=before.centroids if before else None,
         )
         if before:
-            ids = kmeans.match_ids(
+            ids = match_ids(
                 before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
             )
-            found = kmeans.relabel(found, ids)
+            found = relabel(found, ids)
         splits = {
-            name: SplitClustering(*kmeans.assign(embedded.split(name).embedding, found.centroids))
+            name: SplitClustering(*assign(embedded.split(name).embedding, found.centroids))
             for name in artifacts.SPLITS
         }
         train = splits["train"]
@@ -374,23 +382,17 @@ def evaluate(
     from vitdc.seeding import derive_seed
 
     images, history = Dataset.load(dataset), Round.load(round)
-    first, before, final = (
-        findings.Findings(Embeddings.load(paths.embeddings), Clustering.load(paths.clustering))
-        for paths in (initial, previous, last)
-    )
+    paths = dict(zip(ROUNDS_OF_EVALUATE, (initial, previous, last), strict=True))
     numbers = (0, history.current.round - 1, history.current.round)
-    for number, found, paths in zip(
-        numbers, (first, before, final), (initial, previous, last), strict=True
-    ):
-        _check_round(found.clustering.round, number, paths.clustering, round)
-        _check_round(found.embeddings.round, number, paths.embeddings, round)
-        _check_same_images(images, dataset, found.embeddings, paths.embeddings)
-        _check_same_images(images, dataset, found.clustering, paths.clustering)
-    best, best_found = (
-        (last, final) if history.best_round == history.current.round else (previous, before)
-    )
+    loaded = {
+        name: _load_findings(paths[name], number, round, images)
+        for name, number in zip(ROUNDS_OF_EVALUATE, numbers, strict=True)
+    }
+    first, final = loaded["initial"], loaded["last"]
+    best = "last" if history.best_round == history.current.round else "previous"
+    best_found = loaded[best]
     rows = findings.complete_rows(history, initial=first, last=final.clustering)
-    kmeans = ClusteringConfig.parse(best_found.clustering.config, where=str(best.clustering))
+    kmeans = ClusteringConfig.parse(best_found.clustering.config, where=str(paths[best].clustering))
     with limited_threads(compute.num_threads):
         pixels = None
         if evaluation.pixel_baseline and images.train.has_labels:
@@ -416,10 +418,22 @@ def evaluate(
         clusters=findings.cluster_rows(images, best_found.clustering),
         report=report.render_page(data, figures),
         figures={name: report.figure_png(figure) for name, figure in figures.items()},
-        model=best,
+        model=paths[best],
         made_by=_made_by("evaluate", inputs, evaluation, compute, seed=seed),
     )
     return Evaluation.load(output)
+
+
+def _load_findings(paths: RoundPaths, number: int, round: Path, images: Dataset) -> Findings:
+    """The embeddings and clusters of round `number`, which must be of these images."""
+    from vitdc.evaluation import Findings
+
+    found = Findings(Embeddings.load(paths.embeddings), Clustering.load(paths.clustering))
+    _check_round(found.embeddings.round, number, paths.embeddings, round)
+    _check_round(found.clustering.round, number, paths.clustering, round)
+    _check_same_images(images, images.path, found.embeddings, paths.embeddings)
+    _check_same_images(images, images.path, found.clustering, paths.clustering)
+    return found
 
 
 STEPS = (prepare, pretrain, embed, cluster, retrain, check, evaluate)
@@ -469,18 +483,25 @@ def _made_by(step: str, inputs: list[Path], *sections: Section, **values: Any) -
     }
 
 
+def _weights_hash(model: ModelConfig) -> dict[str, str]:
+    """The content of a local weights file is an input, its path is not enough to name it."""
+    if not isinstance(model.pretrained, str):
+        return {}
+    return {"pretrained_sha256": artifacts.sha256(Path(model.pretrained))}
+
+
 def _parameters(paths: list[Path], evaluation: EvaluationConfig) -> dict[str, Any]:
     """The parameters that the artifacts at `paths` were really made with, by section."""
     found: dict[str, Any] = {}
     for path in paths:
         found |= artifacts.made_by(path)
-    values = {name: value for name, value in found.items() if name not in ("step", "inputs")}
+    values = {name: found[name] for name in ("seed", *Params.section_names()) if name in found}
     return {**values, evaluation.section_name(): evaluation.model_dump()}
 
 
 def scratch_key(made_by: dict[str, Any]) -> str:
     """Name of the scratch directory of the work that `made_by` describes."""
-    text = json.dumps(made_by, sort_keys=True)
+    text = json.dumps({"vitdc": __version__, **made_by}, sort_keys=True)
     return f"{made_by['step']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
