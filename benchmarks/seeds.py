@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +55,8 @@ def run_control(dataset: Path, start: Path, params: Params, *, rounds: int, work
     return before.clustering
 
 
-def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, float | str | int]:
-    """Test NMI of every method for one seed, and how the rounds ended."""
+def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, Any]:
+    """Scores of every method for one seed, and how the rounds ended."""
     shared = {"dataset": dataset, "compute": params.compute, "seed": params.seed}
     steps.pretrain(
         model=params.model, pretraining=params.pretraining, output=work / "pretrained", **shared
@@ -68,17 +69,32 @@ def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, float | str
         output=work / "rounds",
         **shared,
     )
-    best = RoundPaths.in_directory(work / "rounds" / f"{history.best_round:02d}").clustering
-    first = RoundPaths.in_directory(work / "rounds" / "00").clustering
+    first, best = (
+        RoundPaths.in_directory(work / "rounds" / f"{number:02d}").clustering
+        for number in (0, history.best_round)
+    )
     control = run_control(
         dataset, work / "rounds" / "00", params, rounds=history.best_round, work=work / "control"
     )
+    scores = [Clustering.load(path).scores for path in (first, control, best)]
     pixels = score_pixels(Dataset.load(dataset), params.clustering, seed=params.seed)
-    found = [pixels["test"].nmi]
-    found += [Clustering.load(path).scores.test.nmi for path in (first, control, best)]
-    scores = dict(zip(METHODS, found, strict=True))
-    stop = {"rounds": history.current.round, "stop_reason": history.verdict}
-    return {"seed": params.seed, **scores, **stop}
+    return {
+        "seed": params.seed,
+        "nmi": dict(zip(METHODS, [pixels["test"].nmi, *(s.test.nmi for s in scores)], strict=True)),
+        "inertia": dict(zip(METHODS[1:], (s.inertia for s in scores), strict=True)),
+        "silhouette": dict(zip(METHODS[1:], (s.silhouette for s in scores), strict=True)),
+        "rounds": history.current.round,
+        "stop_reason": history.verdict,
+    }
+
+
+def print_table(rows: list[dict[str, Any]], score: str, title: str) -> None:
+    """Mean, spread and extremes of a score over the seeds, as Markdown."""
+    print(f"\n| {title} | mean | std | lowest | highest |\n|---|---|---|---|---|")
+    for method in rows[0][score]:
+        values = np.array([row[score][method] for row in rows])
+        cells = (values.mean(), values.std(ddof=1), values.min(), values.max())
+        print(f"| {method} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
 
 
 def main() -> None:
@@ -87,26 +103,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("faiss").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
     params = Params.load(options.params)
     dataset = options.output / "dataset"
     steps.prepare(data=params.data, output=dataset)
     rows = []
     for seed in range(options.seeds):
-        rows.append(
-            run_seed(dataset, params.model_copy(update={"seed": seed}), options.output / str(seed))
-        )
+        work = options.output / str(seed)
+        rows.append(run_seed(dataset, params.model_copy(update={"seed": seed}), work))
         print(json.dumps(rows[-1]), flush=True)
-    print(f"\n| test NMI, {options.seeds} seeds | mean | std | lowest | highest |")
-    print("|---|---|---|---|---|")
-    for method in METHODS:
-        values = np.array([row[method] for row in rows])
-        cells = (values.mean(), values.std(ddof=1), values.min(), values.max())
-        print(f"| {method} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
-    gain = np.array([row["vitdc"] - row["gamma = 0, same epochs"] for row in rows])
+    print_table(rows, "nmi", f"test NMI, {options.seeds} seeds")
+    print_table(rows, "inertia", "mean squared distance to the centroid, training images")
+    print_table(rows, "silhouette", "silhouette, training images")
+    gain = np.array([row["nmi"][METHODS[-1]] - row["nmi"][METHODS[-2]] for row in rows])
     error = gain.std(ddof=1) / np.sqrt(len(gain))
-    print(f"\npaired gain of the clustering loss: {gain.mean():+.3f} +- {error:.3f} (std. error)")
+    print(f"\npaired gain of the clustering loss in test NMI: {gain.mean():+.3f} +- {error:.3f}")
     print(f"stopped by: {[row['stop_reason'] for row in rows]}")
 
 
