@@ -275,7 +275,7 @@ def run_command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> 
     The same steps as `dvc repro`, without DVC: for a try, a notebook server, a batch job. Started
     again after an interruption, it continues in the training or the round where it was.
     """
-    from vitdc import loop, steps
+    from vitdc import artifacts, loop, steps
     from vitdc.config import Params
 
     params = Params.load(params_file, overrides)
@@ -312,6 +312,7 @@ def run_command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> 
     _evaluate(
         steps.evaluate, params, {**shared, **arguments, **none_given, "rounds": output / "rounds"}
     )
+    artifacts.remove(scratch)
 
 
 @click.command("summary")
