@@ -73,5 +73,9 @@ def verdict(losses: Sequence[float], *, epsilon: float, max_rounds: int) -> Verd
 
 
 def best_round(losses: Sequence[float]) -> int:
-    """The round (from 1) with the lowest l; the earliest of equals."""
-    return int(np.argmin(losses)) + 1
+    """The round (from 1) with the lowest l; the latest of equals.
+
+    With epsilon = 0 equal losses do not stop the rounds; the latest keeps the best round the last
+    or the one before, which are those that whoever evaluates has at hand.
+    """
+    return len(losses) - int(np.argmin(losses[::-1]))

@@ -389,6 +389,7 @@ def evaluate(
         for name, number in zip(ROUNDS_OF_EVALUATE, numbers, strict=True)
     }
     first, final = loaded["initial"], loaded["last"]
+    assert history.best_round in numbers[1:], "the loop stops when l no longer falls"
     best = "last" if history.best_round == history.current.round else "previous"
     best_found = loaded[best]
     rows = findings.complete_rows(history, initial=first, last=final.clustering)
