@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from vitdc.config import DataConfig, JointConfig, ModelConfig, Params
 from vitdc.errors import InputError
 
+ROOT = Path(__file__).parent.parent
+
 
 def write(directory: Path, text: str) -> Path:
     path = directory / "params.yaml"
@@ -252,3 +254,8 @@ def test_any_value_is_either_accepted_or_refused_with_a_message(value: Any, key:
 def test_a_wrong_union_is_named_by_the_parameter_alone() -> None:
     with pytest.raises(InputError, match=r"^test: pretrained: input .*; pretrained: input [^.]*$"):
         ModelConfig.parse({"pretrained": 3}, where="test")
+
+
+@pytest.mark.parametrize("file", [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))])
+def test_every_parameter_file_of_the_repository_is_valid(file: Path) -> None:
+    assert Params.load(file).model_dump()

@@ -316,3 +316,22 @@ def test_throughput_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         run(data(), config(epochs=2))
     assert "retrain, round 2: 78 images in" in caplog.text
     assert "images/s" in caplog.text
+
+
+def test_bfloat16_trains_a_float32_model_to_nearly_the_same_loss() -> None:
+    half = COMPUTE.model_copy(update={"precision": "bfloat16"})
+    last = []
+    for compute in (COMPUTE, half):
+        model = fresh_model()
+        history = train(
+            model,
+            data(anchored=True),
+            config(epochs=10),
+            compute=compute,
+            seed=0,
+            stream=("retrain", 1),
+        )
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        last.append(history[-1]["loss"])
+    assert last[0] != last[1]
+    assert last[1] == pytest.approx(last[0], rel=0.1)
