@@ -20,6 +20,7 @@ from vitdc import loop, steps
 from vitdc.artifacts import Clustering, Dataset, RoundPaths
 from vitdc.config import Params
 from vitdc.evaluation import score_pixels
+from vitdc.seeding import derive_seed
 
 METHODS = ("pixel k-means", "initial training (round 0)", "gamma = 0, same epochs", "vitdc")
 
@@ -77,7 +78,9 @@ def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, Any]:
         dataset, work / "rounds" / "00", params, rounds=history.best_round, work=work / "control"
     )
     scores = [Clustering.load(path).scores for path in (first, control, best)]
-    pixels = score_pixels(Dataset.load(dataset), params.clustering, seed=params.seed)
+    pixels = score_pixels(
+        Dataset.load(dataset), params.clustering, seed=derive_seed(params.seed, "pixels")
+    )
     return {
         "seed": params.seed,
         "nmi": dict(zip(METHODS, [pixels["test"].nmi, *(s.test.nmi for s in scores)], strict=True)),
