@@ -139,9 +139,8 @@ def _step_command(name: str) -> click.Command:
         from vitdc.config import Params
 
         params = Params.load(params_file, overrides)
-        configured = {key: getattr(params, key) for key in hints if key in Params.model_fields}
         execute = {"refine": _refine, "evaluate": _evaluate}.get(name, _execute)
-        execute(function, params, {**configured, **paths})
+        execute(function, params, paths)
 
     used = ", ".join(f"`{section}`" for section in sections)
     return click.Command(
@@ -199,18 +198,30 @@ def parse_docstring(function: Callable[..., Any]) -> tuple[str, Mapping[str, str
 ROUND_OPTIONS = ("initial", "previous", "last", "round")
 
 
-def _execute(function: Callable[..., Any], params: Params, arguments: dict[str, Any]) -> None:
+def _arguments(
+    function: Callable[..., Any], params: Params, paths: dict[str, Any]
+) -> dict[str, Any]:
+    """All that a step takes: its sections and the seed from the parameters, and the paths.
+
+    A path wins over a section of its name: the `clustering` of `check` is an artifact.
+    """
+    names = inspect.signature(function).parameters
+    configured = {n: getattr(params, n) for n in names if n in type(params).model_fields}
+    return {**configured, **paths}
+
+
+def _execute(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
     """Run a step and say in a line what it made."""
     from vitdc import summary
 
-    click.echo(summary.describe(function(**arguments)))
+    click.echo(summary.describe(function(**_arguments(function, params, paths))))
 
 
-def _refine(function: Callable[..., Any], params: Params, arguments: dict[str, Any]) -> None:
+def _refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
     """Run the rounds; print and record each as it ends."""
     from vitdc import summary
 
-    with _tracker(params, arguments["dataset"]) as tracker:
+    with _tracker(params, paths["dataset"]) as tracker:
         table = summary.RoundTable(click.echo)
 
         def on_round(rows: list[RoundRow], checkpoint: Checkpoint) -> None:
@@ -218,31 +229,32 @@ def _refine(function: Callable[..., Any], params: Params, arguments: dict[str, A
             tracker.log_rounds(rows)
             tracker.log_history(checkpoint.round, checkpoint.history)
 
-        history = function(**arguments, on_round=on_round)
+        history = function(**_arguments(function, params, paths), on_round=on_round)
     click.echo(summary.describe_verdict(history))
 
 
-def _evaluate(function: Callable[..., Any], params: Params, arguments: dict[str, Any]) -> None:
+def _evaluate(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
     """Evaluate a run and complete its record, whichever stages were skipped before."""
     from vitdc import loop, summary
     from vitdc.artifacts import Checkpoint, RoundPaths
+    from vitdc.steps import ROUNDS_OF_EVALUATE
 
-    rounds = arguments.pop("rounds")
-    given = [key for key in ROUND_OPTIONS if arguments[key] is not None]
+    rounds = paths.pop("rounds")
+    given = [key for key in ROUND_OPTIONS if paths.get(key) is not None]
     if bool(rounds) == bool(given) or (given and len(given) < len(ROUND_OPTIONS)):
         raise click.UsageError(
             "Give either --rounds or all of --initial, --previous, --last and --round."
         )
     if rounds:
         directories = loop.round_directories(rounds)
-        arguments |= loop.round_arguments(directories)
-        paths = [RoundPaths.in_directory(directory) for directory in directories]
+        paths |= loop.round_arguments(directories)
+        recorded = [RoundPaths.in_directory(directory) for directory in directories]
     else:
-        paths = [arguments[key] for key in ("initial", "previous", "last")]
-    with _tracker(params, arguments["dataset"]) as tracker:
-        evaluation = function(**arguments)
-        for path in paths:
-            checkpoint = Checkpoint.load(path.checkpoint)
+        recorded = [paths[key] for key in ROUNDS_OF_EVALUATE]
+    with _tracker(params, paths["dataset"]) as tracker:
+        evaluation = function(**_arguments(function, params, paths))
+        for artifacts_of_round in recorded:
+            checkpoint = Checkpoint.load(artifacts_of_round.checkpoint)
             tracker.log_history(checkpoint.round, checkpoint.history)
         tracker.log_result(
             rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path
@@ -279,38 +291,16 @@ def run_command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> 
     from vitdc.config import Params
 
     params = Params.load(params_file, overrides)
-    dataset, scratch = output / "dataset", output / "scratch"
-    _execute(steps.prepare, params, {"data": params.data, "output": dataset})
-    shared = {"dataset": dataset, "compute": params.compute, "seed": params.seed}
-    pretrained = output / "pretrained"
-    _execute(
-        steps.pretrain,
-        params,
-        {
-            **shared,
-            "model": params.model,
-            "pretraining": params.pretraining,
-            "output": pretrained,
-            "scratch": scratch,
-        },
-    )
-    _refine(
-        loop.refine,
-        params,
-        {
-            **shared,
-            "checkpoint": pretrained,
-            "clustering": params.clustering,
-            "joint": params.joint,
-            "convergence": params.convergence,
-            "output": output / "rounds",
-            "scratch": scratch,
-        },
-    )
-    arguments = {"evaluation": params.evaluation, "output": output / "results"}
-    none_given = dict.fromkeys(ROUND_OPTIONS)
+    dataset, pretrained, rounds = (output / name for name in ("dataset", "pretrained", "rounds"))
+    scratch = output / "scratch"
+    training = {"dataset": dataset, "scratch": scratch}
+    _execute(steps.prepare, params, {"output": dataset})
+    _execute(steps.pretrain, params, {**training, "output": pretrained})
+    _refine(loop.refine, params, {**training, "checkpoint": pretrained, "output": rounds})
     _evaluate(
-        steps.evaluate, params, {**shared, **arguments, **none_given, "rounds": output / "rounds"}
+        steps.evaluate,
+        params,
+        {"dataset": dataset, "rounds": rounds, "output": output / "results"},
     )
     artifacts.remove(scratch)
 

@@ -146,7 +146,7 @@ def _describe_file(file: Path) -> dict[str, Any]:
     return description
 
 
-def read_metadata(path: Path, kind: str, *, verify: bool = True) -> dict[str, Any]:
+def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     """Check the artifact at `path` and return its metadata.
 
     Raises:
@@ -173,8 +173,7 @@ def read_metadata(path: Path, kind: str, *, verify: bool = True) -> dict[str, An
             f"{path}: has format version {version}, this vitdc ({__version__}) reads"
             f" {FORMAT_VERSION}; run the step that wrote it again, or use the vitdc that wrote it"
         )
-    if verify:
-        _verify_files(path, files)
+    _verify_files(path, files)
     return dict(metadata)
 
 

@@ -96,8 +96,8 @@ def figure_svg(figure: Figure, *, name: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg [^>]*?) (?:width|height)="[^"]*pt"', r"\1", svg)
-    svg = re.sub(r'(<svg [^>]*?) (?:width|height)="[^"]*pt"', r"\1", svg)
+    for attribute in ("width", "height"):  # the page's business
+        svg = re.sub(rf'(<svg [^>]*?) {attribute}="[^"]*pt"', r"\1", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
     svg = re.sub(r"font: (\S+) '[^\"]*?(?=[;\"])", r"font-size: \1", svg)
