@@ -26,7 +26,7 @@ from vitdc.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
     from vitdc.artifacts import Checkpoint, RoundRow
-    from vitdc.config import Params
+    from vitdc.config import Params, Section
     from vitdc.tracking import Tracker
 
 COMMANDS = {
@@ -329,12 +329,27 @@ def params_command(section: str | None) -> None:
     for name in [section] if section else names:
         default = getattr(Params(), name)
         click.echo(f"{name}:  # {inspect.getdoc(type(default))}")
-        for key, field in type(default).model_fields.items():
-            value = json.dumps(getattr(default, key))
-            click.echo(f"  {key} = {value}")
-            text = " ".join((field.description or "").split())
-            click.echo(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "))
+        _explain(default)
         click.echo()
+
+
+def _explain(default: Section, prefix: str = "") -> None:
+    """Print the fields of a section with their defaults; those of a section in it by dotted name.
+
+    Of several inner sections with the same fields, the first is explained in full.
+    """
+    from vitdc.config import Section
+
+    explained: set[tuple[str, ...]] = set()
+    for key, field in type(default).model_fields.items():
+        value = getattr(default, key)
+        inner = value if isinstance(value, Section) else None
+        text = " ".join((field.description or "").split())
+        click.echo(f"  {prefix}{key}" + ("" if inner else f" = {json.dumps(value)}"))
+        click.echo(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "))
+        if inner and (fields := tuple(type(inner).model_fields)) not in explained:
+            explained.add(fields)
+            _explain(inner, f"{prefix}{key}.")
 
 
 OTHERS = {"run": run_command, "summary": summary_command, "params": params_command}

@@ -235,6 +235,112 @@ class ComputeConfig(Section):
     """Images per batch of the embedding pass."""
 
 
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$")]
+
+
+class TaskResources(Section):
+    """What one task of the Kubeflow pipeline asks of the cluster."""
+
+    cpu: Quantity = "1"
+    """CPU request: cores (`2`, `0.5`) or thousandths (`500m`)."""
+    cpu_limit: Quantity = "2"
+    """CPU limit; give training tasks no fewer cores than `compute.num_threads`."""
+    memory: Quantity = "1Gi"
+    """Memory request."""
+    memory_limit: Quantity = "4Gi"
+    """Memory limit; a task that needs more is killed."""
+    gpus: NonNegativeInt = 0
+    """GPUs; the task then gets `gpu_selector` and `gpu_tolerations`, too."""
+
+
+class SmallTaskResources(TaskResources):
+    """What a task that neither trains nor decodes asks of the cluster."""
+
+    cpu: Quantity = "250m"
+    cpu_limit: Quantity = "1"
+    memory: Quantity = "512Mi"
+    memory_limit: Quantity = "2Gi"
+
+
+class ResourcesConfig(Section):
+    """The resources of every task of the Kubeflow pipeline."""
+
+    prepare: TaskResources = TaskResources()
+    """Decoding the images; more cores decode faster."""
+    pretrain: TaskResources = TaskResources()
+    """The initial training."""
+    embed: TaskResources = TaskResources()
+    """The embedding pass of every round."""
+    cluster: TaskResources = TaskResources()
+    """k-means, which holds all training embeddings in memory."""
+    retrain: TaskResources = TaskResources()
+    """The training of every round."""
+    check: SmallTaskResources = SmallTaskResources()
+    """The stopping rule."""
+    evaluate: TaskResources = TaskResources()
+    """Scores, pictures, report."""
+    bookkeeping: SmallTaskResources = SmallTaskResources()
+    """The small tasks around the steps: finding the data's version, recording in MLflow."""
+
+
+class KubernetesConfig(Section):
+    """What the Kubeflow pipeline asks of its cluster; compiled into it, not a parameter of it."""
+
+    image: str | None = None
+    """Container image of every task, by digest where one is known; null means the one that
+    `make image` builds."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """When the cluster pulls the image."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets with the image registry's credentials."""
+    service_account: str | None = "vitdc-runner"
+    """Service account of the task pods; null means the one that Kubeflow chooses."""
+    endpoints: str | None = "vitdc-endpoints"
+    """ConfigMap with MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION; null for none.
+    Only the tasks that read images or record get it."""
+    s3_secret: str | None = "vitdc-s3"
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; null for none."""
+    mlflow_secret: str | None = "vitdc-mlflow"
+    """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; null for none."""
+    user: PositiveInt = 10001
+    """User and group id of every container; never root."""
+    scratch_claim: str | None = None
+    """PersistentVolumeClaim for unfinished training: a pod that was killed continues from it. Null
+    starts the training again."""
+    data_claim: str | None = None
+    """PersistentVolumeClaim with images for `data.source: folder`, mounted read-write at `/data`
+    in the tasks that read images; null for none."""
+    shared_memory: Quantity | None = "256Mi"
+    """Size of /dev/shm in tasks with worker processes (decoding) or GPUs; null keeps the 64 MB
+    of the container runtime."""
+    temporary_storage: Quantity = "4Gi"
+    """Most that a task may write to /tmp; everything else of its file system is read-only or
+    Kubeflow's."""
+    retries: NonNegativeInt = 2
+    """How often a failed task is tried again."""
+    retry_delay: PositiveInt = 30
+    """Seconds before the first retry; doubled before each further one, up to 10 minutes."""
+    caching: bool = True
+    """Take results of earlier runs for tasks with the same code, parameters and inputs. Tasks that
+    record something always run."""
+    timeout_hours: PositiveFloat = 72
+    """The whole run is stopped after this time."""
+    keep_days: PositiveFloat = 7
+    """The cluster forgets the run's pods after this time; results stay in Kubeflow's store."""
+    node_selector: dict[str, str] = {}
+    """Labels of the nodes that may run the tasks."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Kubernetes' name of the GPUs."""
+    gpu_selector: dict[str, str] = {}
+    """Labels of the nodes that may run GPU tasks, beside `node_selector`."""
+    gpu_tolerations: tuple[dict[str, str], ...] = (
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    )
+    """Taints that GPU tasks tolerate, as in a pod's `tolerations`."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Per task: `-S kubernetes.resources.retrain.gpus=1`."""
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -249,6 +355,7 @@ class Params(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -39,6 +39,19 @@ def contingency(
     return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
 
 
+def majority_confusion(
+    labels: np.ndarray, assignment: np.ndarray, *, num_classes: int, num_clusters: int
+) -> np.ndarray:
+    """(num_classes, num_classes) images per class and per majority class of their cluster.
+
+    A cluster's majority class is the one that most of its known labels name, the lower of equals.
+    """
+    counts = contingency(labels, assignment, shape=(num_classes, num_clusters))
+    confusion = np.zeros((num_classes, num_classes), counts.dtype)
+    np.add.at(confusion.T, counts.argmax(axis=0), counts.T)
+    return confusion
+
+
 def clustering_accuracy(labels: np.ndarray, assignment: np.ndarray) -> float:
     """Share of images in the right cluster under the best one-to-one matching (Hungarian)."""
     from scipy.optimize import linear_sum_assignment

@@ -153,3 +153,33 @@ def summarize(evaluation: Evaluation) -> str:
     for row in evaluation.rows:
         table.add(row)
     return "\n".join([*lines, "", describe(evaluation)])
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The same as Markdown, for pages that show it."""
+    found = evaluation.metrics
+    rows = [
+        f"| {' | '.join(_cell(getattr(row, key)) for key in COLUMNS.values())} |"
+        for row in evaluation.rows
+    ]
+    scores = [
+        f"| {name} | {' | '.join(number(of[key], 3) for key in ('nmi', 'ari', 'acc'))} |"
+        for name, of in (("test", found["test"]), ("train", found["train"]))
+    ]
+    return "\n".join(
+        [
+            f"# Test NMI {number(found['test']['nmi'], 3)}",
+            "",
+            f"{found['rounds']} rounds, stopped by `{found['stop_reason']}`; the best is round"
+            f" {found['best_round']} with joint loss {number(found['loss'])}.",
+            "",
+            "| split | NMI | ARI | ACC |",
+            "|---|---|---|---|",
+            *scores,
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + "---|" * len(COLUMNS),
+            *rows,
+            "",
+        ]
+    )

@@ -6,6 +6,10 @@ tells everything again, so that the record is complete even where DVC skipped th
 Telling the same twice adds nothing. Telling something else about the same parameters (the code or
 the machine changed) moves the old run to MLflow's trash and makes a fresh one.
 
+Where every step is a process of its own (Kubeflow), `start_record` makes the run, hands its id on,
+`resume_record` continues it, and `end_record` says how the whole ended. If Kubeflow's MLflow plugin
+has made a run for the pipeline (MLFLOW_RUN_ID is the task's nested one), that run is used.
+
 Records go to `sqlite:///mlflow.db` or wherever MLFLOW_TRACKING_URI points. Beside an SQLite file,
 artifacts lie in the folder `mlartifacts`; a server decides for itself where its artifacts lie.
 
@@ -49,6 +53,8 @@ _NOT_IDENTIFYING = ("data.root", "data.endpoint_url", "data.num_workers")
 _IDENTITY_TAG = "vitdc.identity"
 _FAILURE_TAG = "vitdc.failure"
 _SUPERSEDES_TAG = "vitdc.supersedes"
+_PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
+_PIPELINE_STATE_TAG = "vitdc.kfp_state"
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # of one request; of old servers, too
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -119,7 +125,8 @@ def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Ite
     """
     tracker: Tracker = NullTracker()
     if params.tracking.enabled:
-        tracker = MlflowTracker(_open_record(params, dataset_name, content_hash), params)
+        record = _open_record(params, _describe_run(params, dataset_name, content_hash))
+        tracker = MlflowTracker(record)
     try:
         yield tracker
     except BaseException as error:
@@ -127,12 +134,85 @@ def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Ite
         raise
 
 
+def start_record(
+    params: Params, *, dataset_name: str, content_hash: str, pipeline_run_id: str
+) -> str:
+    """Find or make the run as `open_tracker` does, and say which pipeline run fills it.
+
+    Args:
+        params: All parameters.
+        dataset_name: `Dataset.name`, for people.
+        content_hash: `Dataset.content_hash`.
+        pipeline_run_id: Kubeflow's id of the pipeline run.
+
+    Returns:
+        The id of the MLflow run, empty if nothing is recorded.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
+    """
+    if not params.tracking.enabled:
+        return ""
+    record = _open_record(params, _describe_run(params, dataset_name, content_hash))
+    record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _PIPELINE_STATE_TAG: "RUNNING"})
+    return record.run_id
+
+
+def resume_record(run_id: str) -> Tracker:
+    """Continue the run that `start_record` made; a failure is left to `end_record` to tell.
+
+    Args:
+        run_id: What `start_record` returned.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI cannot be used or has no such run.
+    """
+    if not run_id:
+        return NullTracker()
+    with _store() as client:
+        return MlflowTracker(RunRecord.resume(client, run_id))
+
+
+def end_record(params: Params, *, pipeline_run_id: str, succeeded: bool, reason: str) -> str:
+    """Record how a pipeline run ended, also when it failed before there was anything to record.
+
+    Args:
+        params: All parameters.
+        pipeline_run_id: Kubeflow's id of the pipeline run.
+        succeeded: Whether every task did.
+        reason: What failed, in words; ignored for a success.
+
+    Returns:
+        The id of the MLflow run, empty if nothing is recorded.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
+    """
+    if not params.tracking.enabled:
+        return ""
+    with _store() as client:
+        experiment_id = _experiment(client, params.tracking.experiment)
+        run = _injected_run(client) or _find_run(
+            client, experiment_id, _PIPELINE_RUN_TAG, pipeline_run_id
+        )
+        if run:
+            record = RunRecord.resume(client, str(run.info.run_id))
+        else:
+            unread = _describe_run(params, "no data", content_hash="")
+            unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
+            record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
+        state = "SUCCEEDED" if succeeded else "FAILED"
+        record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _PIPELINE_STATE_TAG: state})
+        if not succeeded:
+            record.fail(reason)
+        return record.run_id
+
+
 class MlflowTracker:
     """Gives the values of a run their MLflow names and hands them to its record."""
 
-    def __init__(self, record: RunRecord, params: Params) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self._record = record
-        self._epochs_per_round = params.joint.epochs
 
     @property
     def run_id(self) -> str:
@@ -142,7 +222,7 @@ class MlflowTracker:
         self._log_live(round_points(rows))
 
     def log_history(self, round: int, history: Sequence[Mapping[str, float | None]]) -> None:
-        self._log_live(history_points(round, history, epochs_per_round=self._epochs_per_round))
+        self._log_live(history_points(round, history))
 
     def log_result(
         self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
@@ -198,12 +278,13 @@ def round_points(rows: Iterable[RoundRow]) -> Points:
     return {Point(name, step): float(value) for step, name, value in values if value is not None}
 
 
-def history_points(
-    round: int, history: Iterable[Mapping[str, float | None]], *, epochs_per_round: int
-) -> Points:
-    """Epochs as `pretraining/...` (round 0) or `joint/...`, the steps of the rounds in a row."""
+def history_points(round: int, history: Sequence[Mapping[str, float | None]]) -> Points:
+    """Epochs as `pretraining/...` (round 0) or `joint/...`, the steps of the rounds in a row.
+
+    Every round trains for as many epochs as this one.
+    """
     prefix = "joint" if round else "pretraining"
-    offset = max(round - 1, 0) * epochs_per_round
+    offset = max(round - 1, 0) * len(history)
     points: Points = {}
     for row in history:
         step = offset + int(row["epoch"] or 0)
@@ -232,8 +313,8 @@ def result_points(metrics: Mapping[str, Any]) -> tuple[Points, dict[str, str]]:
 
 
 def run_params(params: Params) -> dict[str, str]:
-    """All parameters but `tracking`, flat: {"seed": "0", "joint.gamma": "0.1", ...}."""
-    values = params.model_dump(mode="json", exclude={"tracking"})
+    """All parameters of the method, flat: {"seed": "0", "joint.gamma": "0.1", ...}."""
+    values = params.model_dump(mode="json", exclude={"tracking", "kubernetes"})
     return {".".join(path): _text(value) for path, value in _flatten(values)}
 
 
@@ -284,16 +365,39 @@ class RunDescription(NamedTuple):
 class RunRecord:
     """One MLflow run, found or made by its identity; what is added twice is recorded once."""
 
-    def __init__(
-        self, client: MlflowClient, *, experiment_id: str, description: RunDescription
-    ) -> None:
+    def __init__(self, client: MlflowClient, run: Run, description: RunDescription) -> None:
         self._client = client
-        self._experiment_id = experiment_id
+        self._run = run
         self._description = description
         self._told: Points = {}
-        self._run = self._find() or self._create()
         self._recorded = self._read()
         self._write_params()
+
+    @classmethod
+    def open(
+        cls, client: MlflowClient, *, experiment_id: str, description: RunDescription
+    ) -> RunRecord:
+        """Find the run by its identity, or make it; a run that Kubeflow made is taken as it is."""
+        if run := _injected_run(client):
+            for key, value in _run_tags(description).items():
+                client.set_tag(run.info.run_id, key, value)
+        else:
+            run = _find_run(client, experiment_id, _IDENTITY_TAG, description.identity)
+        return cls(client, run or _create_run(client, experiment_id, description), description)
+
+    @classmethod
+    def resume(cls, client: MlflowClient, run_id: str) -> RunRecord:
+        """Continue a run by its id, or the one that superseded it."""
+        run = client.get_run(run_id)
+        while run.info.lifecycle_stage == "deleted":
+            newer = _find_run(client, run.info.experiment_id, _SUPERSEDES_TAG, run.info.run_id)
+            if newer is None:
+                raise InputError(
+                    f"the MLflow run {run_id} is in MLflow's trash; restore it with `mlflow runs"
+                    f" restore --run-id {run_id}`, or run again"
+                )
+            run = newer
+        return cls(client, run, _description_of(run))
 
     @property
     def run_id(self) -> str:
@@ -323,11 +427,15 @@ class RunRecord:
         if any(p.key in complete and p not in told for p in self._recorded):
             self._supersede()
         self.add(points)
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        self.tag(tags)
         if self._run.info.status != "FINISHED":
             self._client.set_terminated(self.run_id, "FINISHED")
             self._run = self._client.get_run(self.run_id)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
 
     def upload(self, directory: Path) -> None:
         """Copy the files people read to the run, over those of an earlier time."""
@@ -343,26 +451,6 @@ class RunRecord:
             return
         self._client.set_tag(self.run_id, _FAILURE_TAG, _text(reason))
         self._client.set_terminated(self.run_id, "FAILED")
-
-    def _find(self) -> Run | None:
-        runs = self._client.search_runs(
-            [self._experiment_id],
-            filter_string=f"tags.`{_IDENTITY_TAG}` = '{self._description.identity}'",
-            order_by=["attributes.start_time DESC"],
-            max_results=1,
-        )
-        return runs[0] if runs else None
-
-    def _create(self, extra_tags: Mapping[str, str] | None = None) -> Run:
-        from mlflow.entities import Dataset, DatasetInput
-
-        about = self._description
-        tags = {_IDENTITY_TAG: about.identity, **_provenance(), **(extra_tags or {})}
-        run = self._client.create_run(self._experiment_id, tags=tags, run_name=about.name)
-        source = json.dumps({"sha256": about.content_hash})
-        dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
-        self._client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
-        return run
 
     def _read(self) -> Points:
         """All points that are recorded (one request per metric, none for a new run)."""
@@ -394,13 +482,80 @@ class RunRecord:
         """Put the run into the trash and start over with a fresh one."""
         old = self.run_id
         self._client.delete_run(old)
-        self._run = self._create({_SUPERSEDES_TAG: old})
+        self._run = _create_run(
+            self._client, self._run.info.experiment_id, self._description, {_SUPERSEDES_TAG: old}
+        )
         self._recorded = {}
         self._write_params()
 
     def _set_status(self, status: str) -> None:
         self._client.update_run(self.run_id, status)
         self._run = self._client.get_run(self.run_id)
+
+
+def _find_run(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
+    """The newest run of the experiment that has the tag."""
+    runs = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{tag}` = '{value}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def _injected_run(client: MlflowClient) -> Run | None:
+    """The run that Kubeflow's MLflow plugin made for the pipeline: the parent of the task's own."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    run = client.get_run(run_id)
+    parent = run.data.tags.get("mlflow.parentRunId")
+    return client.get_run(parent) if parent else run
+
+
+def _create_run(
+    client: MlflowClient,
+    experiment_id: str,
+    about: RunDescription,
+    extra_tags: Mapping[str, str] | None = None,
+) -> Run:
+    from mlflow.entities import Dataset, DatasetInput
+
+    tags = {**_run_tags(about), **(extra_tags or {})}
+    run = client.create_run(experiment_id, tags=tags, run_name=about.name)
+    if about.content_hash:
+        source = json.dumps({"sha256": about.content_hash})
+        dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
+        client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+    return run
+
+
+def _run_tags(about: RunDescription) -> dict[str, str]:
+    return {_IDENTITY_TAG: about.identity, **_provenance()}
+
+
+def _describe_run(params: Params, dataset_name: str, content_hash: str) -> RunDescription:
+    return RunDescription(
+        identity=run_identity(params, content_hash=content_hash),
+        name=run_name(params, dataset_name=dataset_name),
+        params=run_params(params),
+        dataset_name=dataset_name,
+        content_hash=content_hash,
+    )
+
+
+def _description_of(run: Run) -> RunDescription:
+    """What a recorded run is, read back from its record."""
+    datasets = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
+    sources = [json.loads(dataset.source) for dataset in datasets]
+    return RunDescription(
+        identity=run.data.tags.get(_IDENTITY_TAG, ""),
+        name=run.info.run_name,
+        params=dict(run.data.params),
+        dataset_name=datasets[0].name if datasets else "",
+        content_hash=sources[0]["sha256"] if sources else "",
+    )
 
 
 def _provenance() -> dict[str, str]:
@@ -419,14 +574,15 @@ def _provenance() -> dict[str, str]:
 # --- Store: where the records are --------------------------------------------------------------
 
 
-def _open_record(params: Params, dataset_name: str, content_hash: str) -> RunRecord:
-    description = RunDescription(
-        identity=run_identity(params, content_hash=content_hash),
-        name=run_name(params, dataset_name=dataset_name),
-        params=run_params(params),
-        dataset_name=dataset_name,
-        content_hash=content_hash,
-    )
+def _open_record(params: Params, description: RunDescription) -> RunRecord:
+    with _store() as client:
+        experiment_id = _experiment(client, params.tracking.experiment)
+        return RunRecord.open(client, experiment_id=experiment_id, description=description)
+
+
+@contextmanager
+def _store() -> Iterator[MlflowClient]:
+    """The store that MLFLOW_TRACKING_URI names; what goes wrong with it is said in one line."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     _check_scheme(uri)
     _quiet_mlflow()
@@ -441,9 +597,7 @@ def _open_record(params: Params, dataset_name: str, content_hash: str) -> RunRec
         from mlflow import MlflowClient
 
         uri = _prepare_database(uri)
-        client = MlflowClient(uri, registry_uri=uri)
-        experiment_id = _experiment(client, uri, params.tracking.experiment)
-        return RunRecord(client, experiment_id=experiment_id, description=description)
+        yield MlflowClient(uri, registry_uri=uri)
 
 
 def _check_scheme(uri: str) -> None:
@@ -499,11 +653,11 @@ def _sqlite_file(uri: str) -> Path | None:
     return Path(name).absolute() if name and name != ":memory:" else None
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def _experiment(client: MlflowClient, name: str) -> str:
     """Id of the experiment, made if need be."""
     from mlflow.exceptions import MlflowException
 
-    file = _sqlite_file(uri)
+    file = _sqlite_file(client.tracking_uri)
     artifacts = str(file.parent / ARTIFACT_FOLDER) if file else None
     experiment = client.get_experiment_by_name(name)
     if experiment is None:

@@ -1,0 +1,28 @@
+"""Embedding of every image."""
+
+from kfp import dsl
+
+from components.base import component
+
+
+@component
+def embed(
+    dataset: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
+    compute: dict,
+    code: str,
+    embeddings: dsl.Output[dsl.Dataset],
+):
+    """Embed every image of both splits, with its cross-entropy and predicted class."""
+    from pathlib import Path
+
+    from vitdc import kubeflow, steps
+
+    with kubeflow.reporting():
+        made = steps.embed(
+            dataset=Path(dataset.path),
+            checkpoint=Path(checkpoint.path),
+            **kubeflow.sections(compute=compute),
+            output=Path(embeddings.path),
+        )
+        kubeflow.describe(embeddings, made)

@@ -1,0 +1,33 @@
+"""Initial training of the ViT."""
+
+from kfp import dsl
+
+from components.base import component
+
+
+@component
+def pretrain(
+    dataset: dsl.Input[dsl.Dataset],
+    model: dict,
+    pretraining: dict,
+    compute: dict,
+    seed: int,
+    code: str,
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Train the ViT on the labels (eq. 1-5); the result is round 0."""
+    from pathlib import Path
+
+    from vitdc import kubeflow, steps
+
+    with kubeflow.reporting():
+        made = steps.pretrain(
+            dataset=Path(dataset.path),
+            **kubeflow.sections(model=model, pretraining=pretraining, compute=compute),
+            seed=seed,
+            output=Path(checkpoint.path),
+            scratch=kubeflow.scratch(),
+        )
+        kubeflow.describe(checkpoint, made)
+        kubeflow.log_metrics(metrics, made)

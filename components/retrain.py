@@ -1,0 +1,35 @@
+"""Retraining with the joint loss, which begins a round."""
+
+from kfp import dsl
+
+from components.base import component
+
+
+@component
+def retrain(
+    dataset: dsl.Input[dsl.Dataset],
+    before: dsl.Input[dsl.Artifact],
+    joint: dict,
+    compute: dict,
+    seed: int,
+    code: str,
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Train on with the joint loss (eq. 8), against the frozen clusters of the round before."""
+    from pathlib import Path
+
+    from vitdc import kubeflow, steps
+
+    with kubeflow.reporting():
+        made = steps.retrain(
+            dataset=Path(dataset.path),
+            checkpoint=kubeflow.state(before).checkpoint,
+            clustering=kubeflow.state(before).clustering,
+            **kubeflow.sections(joint=joint, compute=compute),
+            seed=seed,
+            output=Path(checkpoint.path),
+            scratch=kubeflow.scratch(),
+        )
+        kubeflow.describe(checkpoint, made)
+        kubeflow.log_metrics(metrics, made)

@@ -1,0 +1,119 @@
+"""From `params.yaml` to what Kubeflow takes: the compiled pipeline, checked for its size."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kfp import compiler
+
+from pipelines.deep_clustering import NAME, build_pipeline
+from pipelines.sharing import share_components
+from pipelines.tasks import Configure
+from vitdc.config import Params
+from vitdc.errors import InputError
+
+MAX_BYTES = 700_000
+"""Largest specification that is compiled. Kubeflow makes an Argo object of about twice the size of
+it, to which the run's status is added, and etcd refuses requests of more than 1.5 MiB."""
+
+ROOT = Path(__file__).parent.parent
+_CODE = ("vitdc/**/*.py", "vitdc/**/*.html", "vitdc/**/*.css", "components/*.py")
+
+
+def code_version() -> str:
+    """Hash of the code that the tasks run and of the locked versions of what it imports."""
+    files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
+    files += [path for path in (ROOT / "requirements.lock",) if path.is_file()]
+    state = hashlib.sha256()
+    for path in files:
+        state.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
+        state.update(hashlib.sha256(path.read_bytes()).digest())
+    return state.hexdigest()[:16]
+
+
+def build(params: Params, *, max_rounds: int | None = None, local: bool = False) -> Any:
+    """The pipeline for `params`, whose sections become the defaults of its parameters.
+
+    Args:
+        params: All parameters; `kubernetes` is compiled in.
+        max_rounds: Rounds that it has room for; by default `convergence.max_rounds`.
+        local: For KFP's local runners, which need nothing of a cluster.
+
+    Raises:
+        InputError: `max_rounds` is not at least 1, or less than `convergence.max_rounds`.
+    """
+    wanted = params.convergence.max_rounds
+    if max_rounds is None:
+        max_rounds = wanted
+    if max_rounds < 1:
+        raise InputError(f"--max-rounds {max_rounds}: at least 1 round is needed")
+    if max_rounds < wanted:
+        raise InputError(
+            f"--max-rounds {max_rounds}: convergence.max_rounds is {wanted}; compile at least as"
+            f" many, or lower it with -S convergence.max_rounds={max_rounds}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        pipeline = build_pipeline(
+            params,
+            max_rounds=max_rounds,
+            code=code_version(),
+            configure=Configure(params.kubernetes, local=local),
+        )
+    if not local:
+        share_components(pipeline.pipeline_spec, pipeline.platform_spec)
+    return pipeline
+
+
+def write(
+    pipeline: Any,
+    output: Path,
+    *,
+    manifests: bool = False,
+    namespace: str | None = None,
+    version: str | None = None,
+) -> int:
+    """Write the compiled pipeline.
+
+    Args:
+        pipeline: From `build`.
+        output: YAML file.
+        manifests: Write Kubernetes objects (`Pipeline` and `PipelineVersion`) instead of KFP's own
+            format, for `kubectl apply` and GitOps.
+        namespace: Of the Kubernetes objects; by default they name none.
+        version: Name of the `PipelineVersion`; by default one with the hash of the code.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        InputError: The file cannot be written, or the pipeline is too large for a cluster.
+    """
+    options = compiler.KubernetesManifestOptions(
+        pipeline_name=NAME,
+        pipeline_version_name=version or f"{NAME}-{code_version()}",
+        namespace=namespace,
+        include_pipeline_manifest=True,
+    )
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--output {output}: name a .yaml file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(
+            pipeline,
+            str(output),
+            **({"kubernetes_manifest_format": True, "kubernetes_manifest_options": options} if manifests else {}),
+        )
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error.strerror}") from None
+    size = output.stat().st_size
+    if size > MAX_BYTES:
+        output.unlink()
+        raise InputError(
+            f"--max-rounds: the compiled pipeline has {size:,} bytes, a cluster takes no more than"
+            f" {MAX_BYTES:,}; compile fewer rounds"
+        )
+    return size

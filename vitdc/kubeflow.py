@@ -1,0 +1,307 @@
+"""What the body of every Kubeflow component does around its step; kfp itself is not imported.
+
+KFP's artifacts are taken as they come: objects with a `path` to write to and a `metadata` mapping
+that the KFP UI shows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import singledispatch
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from vitdc import artifacts, summary, tracking
+from vitdc.artifacts import (
+    Checkpoint,
+    Clustering,
+    Dataset,
+    Embeddings,
+    Evaluation,
+    Round,
+    RoundPaths,
+)
+from vitdc.config import Params
+from vitdc.errors import InputError, TrainingError
+
+SCRATCH_VARIABLE = "VITDC_SCRATCH"
+
+_logger = logging.getLogger(__name__)
+
+
+class Artifact(Protocol):
+    """The part of `kfp.dsl.Artifact` that is used here."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Run a component's body so that the last line of a failed task's log is its own error.
+
+    The exit codes are the command line's: 2 for wrong input, 1 for a failure while running.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
+    logging.getLogger("vitdc").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except (InputError, TrainingError) as error:
+        sys.stdout.flush()
+        print(f"vitdc: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    """Turn SIGTERM into an exception, so that half-written artifacts are removed."""
+    sys.exit(128 + signum)
+
+
+def sections(**values: Mapping[str, Any]) -> dict[str, Any]:
+    """The dict parameters of a component as the config sections of the same names.
+
+    Raises:
+        InputError: A key is unknown or a value is wrong.
+    """
+    params = _params(values)
+    return {name: getattr(params, name) for name in values}
+
+
+def state(artifact: Artifact) -> RoundPaths:
+    """The checkpoint, embeddings and clustering of a round that travel as one artifact."""
+    return RoundPaths.in_directory(Path(artifact.path))
+
+
+def scratch() -> Path | None:
+    """Where unfinished training is kept: a volume that outlives the pod, if one is mounted."""
+    directory = os.environ.get(SCRATCH_VARIABLE)
+    return Path(directory) if directory else None
+
+
+def pin(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The `data` section with exact references, and what identifies the data behind it now."""
+    return dict(data), ""
+
+
+def capped(convergence: Mapping[str, Any], max_rounds: int) -> dict[str, Any]:
+    """The section with at most the rounds that the pipeline was compiled for."""
+    found = sections(convergence=convergence)["convergence"]
+    return {**found.model_dump(), "max_rounds": min(found.max_rounds, max_rounds)}
+
+
+# --- MLflow --------------------------------------------------------------------------------------
+
+
+def start_record(parameters: Mapping[str, Any], **run: str) -> str:
+    """Make the MLflow run of the pipeline run; see `tracking.start_record`."""
+    return tracking.start_record(_params(parameters), **run)
+
+
+def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: Any) -> None:
+    """Record how the pipeline run ended.
+
+    Args:
+        parameters: The pipeline's parameters.
+        pipeline_run_id: Kubeflow's id of the pipeline run.
+        status: KFP's `PipelineTaskFinalStatus` of everything before.
+    """
+    succeeded = status.state == "SUCCEEDED"
+    run_id = tracking.end_record(
+        _params(parameters),
+        pipeline_run_id=pipeline_run_id,
+        succeeded=succeeded,
+        reason=status.error_message or f"the pipeline ended as {status.state}",
+    )
+    print(f"pipeline run {pipeline_run_id}: {status.state}; MLflow run {run_id or 'none'}")
+
+
+def record_round(record: str, history: Round, before: Path) -> None:
+    """Tell MLflow the rounds so far and the training of the round before.
+
+    A server that cannot be reached stops no pipeline: `record_result` tells everything again.
+
+    Args:
+        record: Id of the MLflow run.
+        history: The rounds so far.
+        before: Directory of the Checkpoint of the round before.
+    """
+    trained = Checkpoint.load(before)
+    try:
+        tracker = tracking.resume_record(record)
+    except InputError as error:
+        _logger.warning("%s; going on", error)
+        return
+    tracker.log_rounds(history.rows)
+    tracker.log_history(trained.round, trained.history)
+
+
+def record_result(record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths]) -> None:
+    """Tell MLflow everything about the finished run."""
+    tracker = tracking.resume_record(record)
+    for paths in rounds:
+        trained = Checkpoint.load(paths.checkpoint)
+        tracker.log_history(trained.round, trained.history)
+    tracker.log_result(
+        rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path
+    )
+
+
+def _params(parameters: Mapping[str, Any]) -> Params:
+    return Params.parse(parameters, where="the pipeline's parameters")
+
+
+# --- what the KFP UI shows -----------------------------------------------------------------------
+
+
+def describe(output: Artifact, made: Any, path: Path | None = None) -> None:
+    """Put what a person wants to know about an artifact into the metadata of KFP's.
+
+    Args:
+        output: KFP's artifact.
+        made: What the step returned.
+        path: Where it lies, if not at the path of `output`.
+    """
+    digest = artifacts.digest(path or Path(output.path))
+    output.metadata.update(summary=summary.describe(made), sha256=digest, **_metadata(made))
+    print(output.metadata["summary"], flush=True)
+
+
+@singledispatch
+def _metadata(made: object) -> dict[str, Any]:
+    raise TypeError(f"nothing is known about a {type(made).__name__}")
+
+
+@_metadata.register
+def _(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "content_hash": dataset.content_hash,
+        "training_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        "image_shape": "x".join(map(str, dataset.image_shape)),
+        "classes": len(dataset.class_names),
+    }
+
+
+@_metadata.register
+def _(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"round": checkpoint.round, "epochs": len(checkpoint.history)}
+
+
+@_metadata.register
+def _(embeddings: Embeddings) -> dict[str, Any]:
+    images, dimensions = embeddings.train.embedding.shape
+    return {
+        "round": embeddings.round,
+        "training_images": images,
+        "test_images": len(embeddings.test.embedding),
+        "dimensions": dimensions,
+    }
+
+
+@_metadata.register
+def _(clustering: Clustering) -> dict[str, Any]:
+    return {"round": clustering.round, "clusters": len(clustering.centroids)}
+
+
+@_metadata.register
+def _(history: Round) -> dict[str, Any]:
+    return {
+        "round": history.current.round,
+        "verdict": history.verdict,
+        "best_round": history.best_round,
+    }
+
+
+@_metadata.register
+def _(evaluation: Evaluation) -> dict[str, Any]:
+    found = evaluation.metrics
+    return {
+        "stop_reason": found["stop_reason"],
+        "best_round": found["best_round"],
+        "nmi_test": found["test"]["nmi"],
+    }
+
+
+def log_metrics(output: Artifact, made: Any) -> None:
+    """Show the scores of an artifact as KFP metrics.
+
+    They are also written as a file: without one, KFP's local cache takes the artifact for lost.
+    """
+    values = {name: value for name, value in _scores(made).items() if value is not None}
+    output.metadata.update(values)
+    Path(output.path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@singledispatch
+def _scores(made: object) -> dict[str, float | None]:
+    raise TypeError(f"a {type(made).__name__} has no scores")
+
+
+@_scores.register
+def _(checkpoint: Checkpoint) -> dict[str, float | None]:
+    return {k: v for k, v in (checkpoint.history or [{}])[-1].items() if k != "epoch"}
+
+
+@_scores.register
+def _(clustering: Clustering) -> dict[str, float | None]:
+    found = clustering.scores
+    splits = {"train": found.train, "test": found.test}
+    scores = {f"{key}_{s}": v for s, of in splits.items() for key, v in of._asdict().items()}
+    return {**scores, "silhouette": found.silhouette, "changed": found.changed}
+
+
+@_scores.register
+def _(history: Round) -> dict[str, float | None]:
+    row = history.current
+    losses = [r.loss for r in history.rows if r.loss is not None]
+    return {
+        "loss": row.loss,
+        "cross_entropy": row.cross_entropy,
+        "clustering_loss": row.clustering_loss,
+        "fall": losses[-2] - losses[-1] if len(losses) > 1 else None,
+    }
+
+
+@_scores.register
+def _(evaluation: Evaluation) -> dict[str, float | None]:
+    found = evaluation.metrics
+    splits = {f"{k}_{split}": v for split in artifacts.SPLITS for k, v in found[split].items()}
+    return {**splits, "loss": found["loss"], "rounds": found["rounds"]}
+
+
+def log_confusion(output: Any, dataset_path: Path, evaluation: Evaluation) -> None:
+    """Show how the images of every class fall into the clusters, as a KFP confusion matrix.
+
+    KFP draws square matrices only, so a cluster counts as the class that most of its images have.
+    The images are those of the test split, or of the training split if no test image has a label.
+    """
+    from vitdc.metrics import majority_confusion
+
+    dataset = Dataset.load(dataset_path)
+    clusters = Clustering.load(evaluation.path / "model" / "clustering")
+    split = dataset.test if dataset.test.has_labels else dataset.train
+    assignment = (clusters.test if split is dataset.test else clusters.train).assignment
+    matrix = majority_confusion(
+        split.labels,
+        assignment,
+        num_classes=len(dataset.class_names),
+        num_clusters=len(clusters.centroids),
+    )
+    output.log_confusion_matrix(list(dataset.class_names), matrix.tolist())
+    Path(output.path).write_text(json.dumps(matrix.tolist()) + "\n", encoding="utf-8")
+
+
+def publish(evaluation: Evaluation, *, report: Artifact, overview: Artifact, model: Artifact) -> None:
+    """Give the KFP UI the report and a table of the rounds, and later steps the model alone."""
+    shutil.copyfile(evaluation.path / "report.html", report.path)
+    Path(overview.path).write_text(summary.markdown(evaluation), encoding="utf-8")
+    shutil.copytree(evaluation.path / "model", model.path, dirs_exist_ok=True)
