@@ -1,7 +1,5 @@
 """The convergence check; it imports no torch."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from components.base import component
@@ -17,7 +15,7 @@ def check(
     record: str,
     round: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    previous: Optional[dsl.Input[dsl.Artifact]] = None,
+    previous: dsl.Input[dsl.Artifact] | None = None,
 ) -> str:
     """Compute the exact joint loss of a round and decide whether the rounds go on."""
     from pathlib import Path

@@ -1,7 +1,5 @@
 """Clustering of the embeddings, which ends a round and bundles what the round made."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from components.base import component
@@ -18,7 +16,7 @@ def cluster(
     code: str,
     state: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    before: Optional[dsl.Input[dsl.Artifact]] = None,
+    before: dsl.Input[dsl.Artifact] | None = None,
 ):
     """Cluster the training embeddings; test images go to their nearest centroid."""
     from pathlib import Path

@@ -5,7 +5,6 @@ from kfp import dsl
 from components.base import component
 
 
-
 @component
 def evaluate(
     dataset: dsl.Input[dsl.Dataset],

@@ -8,9 +8,9 @@ from components.base import component
 
 
 @component
-def prepare(
-    data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset]
-) -> NamedTuple("Prepared", [("name", str), ("content_hash", str)]):
+def prepare(data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset]) -> NamedTuple(
+    "Prepared", [("name", str), ("content_hash", str)]
+):
     """Read images from their source into the prepared format."""
     from pathlib import Path
 

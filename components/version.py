@@ -5,8 +5,6 @@ from typing import NamedTuple
 from components.base import component
 
 
-
-
 @component
 def find_version(
     data: dict,

@@ -74,7 +74,6 @@ def write(
     *,
     manifests: bool = False,
     namespace: str | None = None,
-    version: str | None = None,
 ) -> int:
     """Write the compiled pipeline.
 
@@ -84,7 +83,6 @@ def write(
         manifests: Write Kubernetes objects (`Pipeline` and `PipelineVersion`) instead of KFP's own
             format, for `kubectl apply` and GitOps.
         namespace: Of the Kubernetes objects; by default they name none.
-        version: Name of the `PipelineVersion`; by default one with the hash of the code.
 
     Returns:
         The size of the file in bytes.
@@ -92,20 +90,21 @@ def write(
     Raises:
         InputError: The file cannot be written, or the pipeline is too large for a cluster.
     """
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--output {output}: name a .yaml file")
     options = compiler.KubernetesManifestOptions(
         pipeline_name=NAME,
-        pipeline_version_name=version or f"{NAME}-{code_version()}",
+        pipeline_version_name=version_name(pipeline),
         namespace=namespace,
         include_pipeline_manifest=True,
     )
-    if output.suffix not in (".yaml", ".yml"):
-        raise InputError(f"--output {output}: name a .yaml file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(
             pipeline,
             str(output),
-            **({"kubernetes_manifest_format": True, "kubernetes_manifest_options": options} if manifests else {}),
+            kubernetes_manifest_format=manifests,
+            kubernetes_manifest_options=options if manifests else None,
         )
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written: {error.strerror}") from None
@@ -117,3 +116,11 @@ def write(
             f" {MAX_BYTES:,}; compile fewer rounds"
         )
     return size
+
+
+def version_name(pipeline: Any) -> str:
+    """A name that changes with anything in the compiled pipeline."""
+    state = hashlib.sha256()
+    for part in (pipeline.pipeline_spec, pipeline.platform_spec):
+        state.update(part.SerializeToString(deterministic=True))
+    return f"{NAME}-{state.hexdigest()[:12]}"

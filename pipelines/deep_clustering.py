@@ -40,15 +40,15 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
     )
     def deep_clustering(
         seed: int = defaults.seed,
-        data: dict = sections["data"],  # noqa: B008
-        model: dict = sections["model"],  # noqa: B008
-        pretraining: dict = sections["pretraining"],  # noqa: B008
-        clustering: dict = sections["clustering"],  # noqa: B008
-        joint: dict = sections["joint"],  # noqa: B008
-        convergence: dict = sections["convergence"],  # noqa: B008
-        evaluation: dict = sections["evaluation"],  # noqa: B008
-        compute: dict = sections["compute"],  # noqa: B008
-        tracking: dict = sections["tracking"],  # noqa: B008
+        data: dict = sections["data"],
+        model: dict = sections["model"],
+        pretraining: dict = sections["pretraining"],
+        clustering: dict = sections["clustering"],
+        joint: dict = sections["joint"],
+        convergence: dict = sections["convergence"],
+        evaluation: dict = sections["evaluation"],
+        compute: dict = sections["compute"],
+        tracking: dict = sections["tracking"],
     ) -> None:
         parameters = {
             "seed": seed,
@@ -65,9 +65,7 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
         ending = components.end_record(pipeline_run_id=run_id, data=data, **parameters)
         configure.task(ending, "record the end")
         with dsl.ExitHandler(ending, name="deep-clustering"):
-            found = configure.task(
-                components.find_version(data=data), "find the data's version"
-            ).outputs
+            found = configure.task(components.find_version(data=data), "find the data").outputs
             prepared = configure.task(
                 components.prepare(data=found["data"], version=found["version"], code=code),
                 "prepare",
@@ -82,9 +80,7 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
                 ),
                 "start the record",
             ).output
-            rounds = _Rounds(
-                parameters, prepared["dataset"], record, code, configure, max_rounds
-            )
+            rounds = _Rounds(parameters, prepared["dataset"], record, code, configure, max_rounds)
             rounds.add_first()
 
     return deep_clustering

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kfp import dsl, kubernetes
 
@@ -54,9 +53,9 @@ class Configure:
         component = task.component_spec.name
         task.set_container_image(self.config.image or IMAGE)
         task.set_caching_options(self.config.caching and component not in _ALWAYS_RUNS)
+        task.set_display_name(name)
         if self.local:
             return task
-        task.set_display_name(name)
         task.set_retry(
             num_retries=self.config.retries,
             backoff_duration=f"{self.config.retry_delay}s",
@@ -98,12 +97,17 @@ class Configure:
     def _set_volumes(
         self, task: dsl.PipelineTask, component: str, resources: TaskResources
     ) -> None:
-        kubernetes.empty_dir_mount(
-            task, "tmp", "/tmp", size_limit=self.config.temporary_storage  # noqa: S108
-        )
+        size = self.config.temporary_storage
+        kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=size)  # noqa: S108
         if self.config.shared_memory and (component == "prepare" or resources.gpus):
             size = self.config.shared_memory
-            kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=size)  # noqa: S108
+            kubernetes.empty_dir_mount(
+                task,
+                "shm",
+                "/dev/shm",  # noqa: S108
+                medium="Memory",
+                size_limit=size,
+            )
         if self.config.scratch_claim and component in _TRAINS:
             kubernetes.mount_pvc(task, self.config.scratch_claim, SCRATCH_PATH)
             task.set_env_variable(SCRATCH_VARIABLE, SCRATCH_PATH)

@@ -92,7 +92,12 @@ PARAMS_OPTIONS = (
 
 
 def main() -> NoReturn:
-    """Entry point of `vitdc`: 0 done, 1 failed while running, 2 wrong input or configuration."""
+    """Entry point of `vitdc`."""
+    run_group(cli, prog_name="vitdc")
+
+
+def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
+    """Run a command line: 0 done, 1 failed while running, 2 wrong input or configuration."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("vitdc").setLevel(logging.INFO)
     # OpenMP threads that spin while they wait make every other process crawl, and on a machine
@@ -100,7 +105,7 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(prog_name="vitdc", standalone_mode=False)
+        group.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

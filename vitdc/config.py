@@ -298,9 +298,9 @@ class KubernetesConfig(Section):
     endpoints: str | None = "vitdc-endpoints"
     """ConfigMap with MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION; null for none.
     Only the tasks that read images or record get it."""
-    s3_secret: str | None = "vitdc-s3"
+    s3_secret: str | None = "vitdc-s3"  # noqa: S105 the name of a Secret
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; null for none."""
-    mlflow_secret: str | None = "vitdc-mlflow"
+    mlflow_secret: str | None = "vitdc-mlflow"  # noqa: S105 likewise
     """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; null for none."""
     user: PositiveInt = 10001
     """User and group id of every container; never root."""

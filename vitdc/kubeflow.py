@@ -149,9 +149,7 @@ def record_result(record: str, evaluation: Evaluation, rounds: Iterable[RoundPat
     for paths in rounds:
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
-    tracker.log_result(
-        rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path
-    )
+    tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
 
 
 def _params(parameters: Mapping[str, Any]) -> Params:
@@ -300,7 +298,9 @@ def log_confusion(output: Any, dataset_path: Path, evaluation: Evaluation) -> No
     Path(output.path).write_text(json.dumps(matrix.tolist()) + "\n", encoding="utf-8")
 
 
-def publish(evaluation: Evaluation, *, report: Artifact, overview: Artifact, model: Artifact) -> None:
+def publish(
+    evaluation: Evaluation, *, report: Artifact, overview: Artifact, model: Artifact
+) -> None:
     """Give the KFP UI the report and a table of the rounds, and later steps the model alone."""
     shutil.copyfile(evaluation.path / "report.html", report.path)
     Path(overview.path).write_text(summary.markdown(evaluation), encoding="utf-8")

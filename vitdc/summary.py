@@ -166,12 +166,12 @@ def markdown(evaluation: Evaluation) -> str:
         f"| {name} | {' | '.join(number(of[key], 3) for key in ('nmi', 'ari', 'acc'))} |"
         for name, of in (("test", found["test"]), ("train", found["train"]))
     ]
+    how = f"{found['rounds']} rounds, stopped by `{found['stop_reason']}`; the best is round"
     return "\n".join(
         [
             f"# Test NMI {number(found['test']['nmi'], 3)}",
             "",
-            f"{found['rounds']} rounds, stopped by `{found['stop_reason']}`; the best is round"
-            f" {found['best_round']} with joint loss {number(found['loss'])}.",
+            f"{how} {found['best_round']} with joint loss {number(found['loss'])}.",
             "",
             "| split | NMI | ARI | ACC |",
             "|---|---|---|---|",

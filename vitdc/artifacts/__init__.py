@@ -25,6 +25,7 @@ from vitdc.artifacts.rounds import (
 from vitdc.artifacts.storage import (
     SPLITS,
     Writer,
+    check_replaceable,
     copy,
     digest,
     made_by,
@@ -59,6 +60,7 @@ __all__ = [
     "TrainingState",
     "Verdict",
     "Writer",
+    "check_replaceable",
     "copy",
     "digest",
     "made_by",

@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         InputError: `path` cannot be written, or holds something that is not ours to delete.
     """
     path = Path(path)
-    _check_replaceable(path)
+    check_replaceable(path)
     partial, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
     remove(partial)
     remove(old)
@@ -56,8 +56,12 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(old)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Only artifacts, the rounds of `refine` and empty directories are ever replaced."""
+def check_replaceable(path: Path) -> None:
+    """Only artifacts, the rounds of `refine` and empty directories are ever replaced.
+
+    Raises:
+        InputError: There is something else at `path`.
+    """
     if path.name in ("", ".."):
         raise InputError(f"{path}: cannot be written: name a new directory, e.g. {path / 'output'}")
     ours = ("artifact.json", "00/checkpoint/artifact.json")

@@ -1,0 +1,181 @@
+"""The pipeline on this machine: every task in a process of its own, or in a container.
+
+KFP's local runner does the work; the results are what `dvc repro` leaves, byte for byte. Here it
+gets what a person expects of it: one line per task instead of a page, the whole log in a file, and
+the results in a directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+from unittest import mock
+
+from kfp import dsl, local
+from kfp.local.orchestrator import task_executor
+
+from pipelines.compiling import build
+from vitdc import artifacts
+from vitdc.artifacts import Evaluation
+from vitdc.config import Params
+from vitdc.errors import TrainingError
+from vitdc.kubeflow import SCRATCH_VARIABLE
+
+DEFAULT_ROOT = Path(".kfp")
+
+_PROGRESS = re.compile(r"\d+%\|")
+_OURS = re.compile(r"^vitdc: ")
+_INDENT = " " * 4
+
+
+class Finished(NamedTuple):
+    """A local run that ended well."""
+
+    evaluation: Evaluation
+    log: Path
+
+
+def run_pipeline(
+    params: Params,
+    *,
+    output: Path,
+    root: Path = DEFAULT_ROOT,
+    runner: Any = None,
+    environment: dict[str, str] | None = None,
+) -> Finished:
+    """Run the pipeline and copy its results to `output`.
+
+    Args:
+        params: All parameters.
+        output: Directory for what a run leaves for people, like `results/` of `dvc repro`.
+        root: Directory for the artifacts of all tasks, the cache that later runs use, unfinished
+            training and the logs.
+        runner: A runner of `kfp.local`; by default every task is a process of this Python.
+        environment: Environment variables for the tasks of a process runner.
+
+    Raises:
+        InputError: `output` holds something that is not ours to replace.
+        TrainingError: A task failed; its own error is part of the message.
+    """
+    artifacts.check_replaceable(output)
+    root = root.absolute()
+    log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    local.init(
+        runner or local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(root),
+        enable_caching=params.kubernetes.caching,
+        cache_root=str(root / "cache"),
+    )
+    variables = {SCRATCH_VARIABLE: str(root / "scratch"), "PYTHONUNBUFFERED": "1"}
+    pipeline = build(params, local=True)
+    with (
+        log.open("w", encoding="utf-8") as file,
+        mock.patch.dict(os.environ, {**variables, **(environment or {})}),
+        _watching(file, sys.stdout) as watch,
+    ):
+        try:
+            pipeline()
+        except RuntimeError:
+            reason = watch.failure or "KFP could not run it"
+            raise TrainingError(f"the pipeline failed: {reason}; all logs are in {log}") from None
+    assert watch.results is not None, "a pipeline that succeeds has evaluated"
+    artifacts.copy(watch.results, output)
+    return Finished(Evaluation.load(output), log)
+
+
+class _Watch(io.TextIOBase):
+    """Stands in for standard output while KFP runs: all goes to the log, little to the terminal.
+
+    Attributes:
+        results: Where the evaluation left its results.
+        failure: The first failed task, and its own error.
+    """
+
+    def __init__(self, log: TextIO, terminal: TextIO) -> None:
+        self.results: Path | None = None
+        self.failure: str | None = None
+        self._log = log
+        self._terminal = terminal
+        self._line = ""
+        self._error = ""
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if _PROGRESS.search(line):
+                self._show(line.strip())
+            elif line.startswith(_INDENT) and line.strip():  # KFP indents what tasks print
+                self._error = line.strip()
+        return len(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def started(self, name: str) -> None:
+        self._error = ""
+        self._show(f"{name} ...")
+
+    def ended(self, name: str, outputs: dict[str, Any], *, succeeded: bool, time: str) -> None:
+        """Say what a task made, or keep why it failed."""
+        made = [value for value in outputs.values() if isinstance(value, dsl.Artifact)]
+        said = [a.metadata["summary"].splitlines()[0] for a in made if "summary" in a.metadata]
+        if not succeeded:
+            error = _OURS.sub("", self._error) or "no error message"
+            self.failure = self.failure or f"{name}: {error}"
+            said = ["FAILED"]
+        if "results" in outputs:
+            self.results = Path(outputs["results"].path)
+        self._clear()
+        text = " ".join(said[0].split()) if said else ""
+        print(f"{name:<19} {time:>8}  {text}".rstrip(), file=self._terminal, flush=True)
+
+    def _show(self, text: str) -> None:
+        """A passing line, where there is somebody to look at it."""
+        if self._terminal.isatty():
+            self._clear()
+            self._terminal.write(text[: os.get_terminal_size(self._terminal.fileno()).columns - 1])
+            self._terminal.flush()
+
+    def _clear(self) -> None:
+        if self._terminal.isatty():
+            self._terminal.write("\r\x1b[K")
+
+
+@contextlib.contextmanager
+def _watching(log: TextIO, terminal: TextIO) -> Iterator[_Watch]:
+    """See every task begin and end: KFP's local runner offers no hook, so its function is wrapped.
+
+    The result of a task that KFP took from its cache lies where an earlier run left it.
+    """
+    watch = _Watch(log, terminal)
+    execute = task_executor.execute_single_task
+
+    def execute_and_tell(**arguments: Any) -> Any:
+        name = arguments["task_spec"].task_info.name
+        watch.started(name)
+        start = time.monotonic()
+        outputs, status = execute(**arguments)
+        made = [value.uri for value in outputs.values() if isinstance(value, dsl.Artifact)]
+        cached = made and not any(arguments["pipeline_resource_name"] in uri for uri in made)
+        took = "cached" if cached else f"{time.monotonic() - start:.1f} s"
+        watch.ended(name, outputs, succeeded=status.name == "SUCCESS", time=took)
+        return outputs, status
+
+    with (
+        mock.patch.object(task_executor, "execute_single_task", execute_and_tell),
+        contextlib.redirect_stdout(watch),
+        contextlib.redirect_stderr(watch),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield watch

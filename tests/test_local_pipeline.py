@@ -1,0 +1,382 @@
+"""The pipeline itself, run by KFP's local runner: every task is a process of its own.
+
+Containers are the matter of tests/containers; a cluster cannot exist here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SMALL = {
+    "seed": 0,
+    "data": {"source": "digits", "max_train": 300, "max_test": 100},
+    "model": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+    "pretraining": {"epochs": 2, "learning_rate": 0.003},
+    "clustering": {"num_clusters": 10, "num_restarts": 2},
+    "joint": {"epochs": 1, "gamma": 0.1},
+    "convergence": {"epsilon": 0.0, "max_rounds": 4},
+    "evaluation": {"decoder_steps": 5, "map_points": 50, "gallery_size": 4},
+    "compute": {"device": "cpu", "num_threads": 1},
+}
+RESULTS = ("clusters.csv", "rounds.csv", "metrics.json", "report.html", "artifact.json")
+
+# Loaded by every Python that starts in the tests: writes down which modules a task imported.
+WATCH_IMPORTS = """
+import atexit, json, os, sys
+
+def tell():
+    if "--function_to_execute" in sys.argv:
+        name = sys.argv[sys.argv.index("--function_to_execute") + 1]
+        with open(os.environ["IMPORTS_LOG"], "a") as file:
+            json.dump([name, sorted(m for m in sys.modules if "." not in m)], file)
+            file.write("\\n")
+
+atexit.register(tell)
+"""
+
+# Kills the first process that has saved the state of a training, as a lost node would.
+KILL_ONCE = """
+import os, sys
+
+if "--function_to_execute" in sys.argv and sys.argv[-1] != "--done":
+    from vitdc.artifacts import checkpoint
+
+    save = checkpoint.TrainingState.save
+
+    def save_and_die(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        marker = os.environ["KILL_MARKER"]
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os._exit(137)
+
+    checkpoint.TrainingState.save = save_and_die
+"""
+
+
+class Run(NamedTuple):
+    """What `python -m pipelines run` printed and left."""
+
+    code: int
+    printed: str
+    errors: str
+    output: Path
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """How long each task took, or "cached"; in the order they ended."""
+        found = re.findall(
+            r"^(\w[\w ]*?(?: \(round \d+\))?) {2,}(cached|[\d.]+ s)", self.printed, re.M
+        )
+        return dict(found)
+
+    @property
+    def ran(self) -> set[str]:
+        return {name for name, took in self.tasks.items() if took != "cached"}
+
+    @property
+    def stop_reason(self) -> str:
+        return str(json.loads((self.output / "metrics.json").read_text())["stop_reason"])
+
+
+class Project(NamedTuple):
+    """A directory with small parameters, in which commands are run."""
+
+    directory: Path
+
+    def run(self, output: str, *overrides: str, **environment: str) -> Run:
+        options = [part for override in overrides for part in ("-S", override)]
+        result = self.call("run", "--output", output, *options, **environment)
+        return Run(result.returncode, result.stdout, result.stderr, self.directory / output)
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment}
+        variables.pop("MLFLOW_TRACKING_URI", None)
+        variables["PYTHONPATH"] = os.pathsep.join(
+            part for part in (environment.get("PYTHONPATH"), str(ROOT)) if part
+        )
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines", *arguments],
+            cwd=self.directory,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def make_project(directory: Path) -> Project:
+    (directory / "params.yaml").write_text(yaml.safe_dump(SMALL))
+    return Project(directory)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("kfp"))
+
+
+@pytest.fixture(scope="module")
+def first(project: Project) -> Run:
+    """A run that no epsilon stops; later runs of the module find its tasks in the cache."""
+    (project.directory / "watch").mkdir()
+    (project.directory / "watch" / "sitecustomize.py").write_text(WATCH_IMPORTS)
+    run = project.run(
+        "first",
+        PYTHONPATH=str(project.directory / "watch"),
+        IMPORTS_LOG=str(project.directory / "imports.jsonl"),
+    )
+    assert run.code == 0, run.printed + run.errors
+    return run
+
+
+def active_runs(directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Status and tags of the MLflow runs."""
+    with sqlite3.connect(directory / "mlflow.db") as connection:
+        runs = connection.execute(
+            "SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'"
+        ).fetchall()
+        for run_id, status in runs:
+            tags = connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,))
+            yield status, dict(tags.fetchall())
+
+
+# --- the loop ----------------------------------------------------------------------------------
+
+
+def rounds_of(run: Run) -> set[int]:
+    return {int(number) for number in re.findall(r"\bretrain \(round (\d+)\)", run.printed)}
+
+
+def test_without_an_epsilon_that_stops_it_the_loop_ends_at_the_cap(first: Run) -> None:
+    assert first.stop_reason == "max-rounds"
+    assert rounds_of(first) == {1, 2, 3, 4}
+    assert [name for name in first.tasks if name.startswith("evaluate")] == ["evaluate (round 4)"]
+
+
+def test_a_huge_epsilon_stops_after_the_second_retraining(project: Project, first: Run) -> None:
+    run = project.run("two", "convergence.epsilon=100")
+    assert run.stop_reason == "converged"
+    assert rounds_of(run) == {1, 2}  # the rounds not taken did not run
+    assert [name for name in run.tasks if name.startswith("evaluate")] == ["evaluate (round 2)"]
+    assert not any("(round 3)" in name or "(round 4)" in name for name in run.tasks)
+
+
+def test_an_epsilon_in_between_stops_in_between(project: Project, first: Run) -> None:
+    rows = (first.output / "rounds.csv").read_text().splitlines()[2:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    falls = [before - after for before, after in itertools.pairwise(losses)]
+    assert falls[1] < falls[0], "choose other parameters: the second fall must be the smaller"
+    run = project.run("three", f"convergence.epsilon={(falls[0] + falls[1]) / 2}")
+    assert run.stop_reason == "converged"
+    assert rounds_of(run) == {1, 2, 3}
+
+
+# --- parity ------------------------------------------------------------------------------------
+
+
+def test_the_pipeline_gives_the_same_bytes_as_one_process(
+    project: Project, first: Run, tmp_path: Path
+) -> None:
+    command = [str(Path(sys.executable).with_name("vitdc")), "run", "--output", str(tmp_path)]
+    subprocess.run(
+        [*command, "-S", "tracking.enabled=false"],
+        cwd=project.directory,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        check=True,
+        capture_output=True,
+    )
+    for name in RESULTS:
+        expected = (tmp_path / "results" / name).read_bytes()
+        assert (first.output / name).read_bytes() == expected, name
+
+
+# --- cache -------------------------------------------------------------------------------------
+
+
+def test_another_gamma_reruns_only_what_depends_on_gamma(project: Project, first: Run) -> None:
+    run = project.run("gamma", "joint.gamma=0.9", "convergence.max_rounds=2")
+    assert run.code == 0, run.errors
+    always = {"find the data", "start the record", "record the end", "evaluate (round 2)"}
+    rounds = {f"{step} (round {n})" for step in ("retrain", "embed", "cluster") for n in (1, 2)}
+    assert run.ran == always | rounds | {"check (round 1)", "check (round 2)"}
+    assert set(run.tasks) - run.ran == {
+        "prepare",
+        "pretrain (round 0)",
+        "embed (round 0)",
+        "cluster (round 0)",
+    }
+
+
+def test_another_code_reruns_everything(project: Project, first: Run, tmp_path: Path) -> None:
+    patch = "from pipelines import compiling\ncompiling.code_version = lambda: 'changed'\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    run = project.run("code", "convergence.max_rounds=1", PYTHONPATH=str(tmp_path))
+    assert run.code == 0, run.errors
+    assert set(run.tasks) == run.ran
+
+
+# --- what is recorded --------------------------------------------------------------------------
+
+
+def test_a_run_is_one_mlflow_run_with_every_round_once(project: Project, first: Run) -> None:
+    ended = {
+        tags["vitdc.stop_reason"]: (status, tags)
+        for status, tags in active_runs(project.directory)
+        if "vitdc.stop_reason" in tags
+    }
+    status, tags = ended["max-rounds"]
+    assert status == "FINISHED"
+    assert tags["vitdc.kfp_state"] == "SUCCEEDED"
+    with sqlite3.connect(project.directory / "mlflow.db") as connection:
+        points = connection.execute(
+            "SELECT m.step, count(*) FROM metrics m JOIN tags t ON m.run_uuid = t.run_uuid"
+            " WHERE m.key = 'loss' AND t.key = 'vitdc.stop_reason' AND t.value = 'max-rounds'"
+            " AND m.run_uuid IN (SELECT run_uuid FROM params WHERE key = 'joint.gamma'"
+            " AND value = '0.1') GROUP BY m.step"
+        ).fetchall()
+    assert points == [(1, 1), (2, 1), (3, 1), (4, 1)]
+
+
+def test_no_task_imports_what_it_does_not_use(project: Project, first: Run) -> None:
+    lines = (project.directory / "imports.jsonl").read_text().splitlines()
+    imported: dict[str, set[str]] = {}
+    for name, modules in map(json.loads, lines):
+        imported.setdefault(name, set()).update(modules)
+    unused = {
+        "find_version": {"torch", "sklearn", "faiss", "mlflow", "matplotlib"},
+        "prepare": {"torch", "faiss", "mlflow", "matplotlib"},
+        "start_record": {"torch", "sklearn", "faiss", "matplotlib"},
+        "pretrain": {"sklearn", "faiss", "mlflow", "matplotlib"},
+        "embed": {"sklearn", "faiss", "mlflow", "matplotlib"},
+        "cluster": {"torch", "mlflow", "matplotlib"},
+        "retrain": {"sklearn", "faiss", "mlflow", "matplotlib"},
+        "check": {"torch", "sklearn", "faiss", "matplotlib"},
+        "evaluate": set(),
+        "end_record": {"torch", "sklearn", "faiss", "matplotlib"},
+    }
+    assert set(imported) == set(unused)
+    for name, modules in unused.items():
+        assert not imported[name] & modules, name
+
+
+def test_the_kfp_ui_gets_scores_confusion_matrix_report_and_overview(
+    project: Project, first: Run
+) -> None:
+    metrics = json.loads((first.output / "metrics.json").read_text())
+    (evaluated,) = (project.directory / ".kfp").glob("*/evaluate-4/executor_output.json")
+    found = json.loads(evaluated.read_text())["artifacts"]
+    metadata = {name: entry["artifacts"][0]["metadata"] for name, entry in found.items()}
+    assert metadata["metrics"]["nmi_test"] == metrics["test"]["nmi"]
+    rows = metadata["confusion"]["confusionMatrix"]["rows"]
+    assert sum(sum(row["row"]) for row in rows) == 100  # the test images
+    assert "max-rounds" in metadata["results"]["summary"]
+    report = Path(found["report"]["artifacts"][0]["uri"])
+    assert report.read_bytes() == (first.output / "report.html").read_bytes()
+    overview = Path(found["overview"]["artifacts"][0]["uri"]).read_text()
+    assert overview.startswith(f"# Test NMI {metrics['test']['nmi']:.3f}")
+    assert overview.count("\n| ") >= 2 + 1 + 5  # two splits, a heading, five rounds
+    model = Path(found["model"]["artifacts"][0]["uri"])
+    assert {path.name for path in model.iterdir()} == {"checkpoint", "clustering"}
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_a_failing_task_is_named_with_its_own_error_and_recorded(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    run = project.run("out", "data.source=folder", "data.root=nowhere", "data.image_size=8")
+    assert run.code == 1
+    (line,) = run.errors.strip().splitlines()
+    assert "prepare: data.root" in line
+    assert "nowhere" in line
+    assert not run.output.exists()
+    assert set(run.tasks) == {"find the data", "prepare", "record the end"} or not run.tasks
+    ((status, tags),) = active_runs(tmp_path)
+    assert status == "FAILED"
+    assert tags["vitdc.kfp_state"] == "FAILED"
+    log = Path(line.rpartition(" ")[2]).read_text()
+    printed = [text for text in log.splitlines() if text.startswith("    vitdc: data.root")]
+    assert printed, "the task's own error is in its log"
+    after = log.split(printed[-1])[1].splitlines()
+    assert not any(text.startswith("    ") and text.strip() for text in after[:4])
+
+
+def test_a_killed_training_is_tried_again_and_ends_in_the_same_bytes(
+    project: Project, first: Run, tmp_path: Path
+) -> None:
+    again = make_project(tmp_path)
+    (tmp_path / "kill").mkdir()
+    (tmp_path / "kill" / "sitecustomize.py").write_text(KILL_ONCE)
+    retry = (
+        "from pipelines import tasks\n"
+        "configured = tasks.Configure.task\n"
+        "def task(self, task, name):\n"
+        "    return configured(self, task, name).set_retry(1, backoff_duration='0s')\n"
+        "tasks.Configure.task = task\n"
+        "from pipelines.cli import main\n"
+        "main()\n"
+    )
+    (tmp_path / "retrying.py").write_text(retry)
+    result = subprocess.run(
+        [sys.executable, "retrying.py", "run", "--output", "out"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONPATH": f"{tmp_path / 'kill'}:{ROOT}",
+            "KILL_MARKER": str(tmp_path / "killed"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "killed").exists()
+    for name in RESULTS:
+        assert (tmp_path / "out" / name).read_bytes() == (first.output / name).read_bytes(), name
+    ((status, _),) = active_runs(again.directory)
+    assert status == "FINISHED"
+    assert not list((tmp_path / ".kfp" / "scratch").glob("*")), "finished work leaves no scratch"
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+BAD_INPUT = {
+    "output that is not ours": (["run", "--output", "."], "not written by vitdc"),
+    "wrong type": (["run", "--output", "o", "-S", "joint.gamma=x"], "joint.gamma"),
+    "unknown key": (["run", "--output", "o", "-S", "joint.gama=1"], "did you mean joint.gamma"),
+    "no rounds": (["compile", "--output", "p.yaml", "--max-rounds", "0"], "at least 1 round"),
+    "fewer rounds": (["compile", "--output", "p.yaml", "--max-rounds", "1"], "at least as many"),
+    "not yaml": (["compile", "--output", "p.txt"], "name a .yaml file"),
+    "unwritable": (["compile", "--output", "params.yaml/p.yaml"], "cannot be written"),
+    "bad quantity": (
+        ["compile", "--output", "p.yaml", "-S", "kubernetes.resources.embed.memory=lots"],
+        "kubernetes.resources.embed.memory",
+    ),
+    "no engine": (["run", "--output", "o", "--runner", "container"], "no container engine answers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_ends_in_one_line_that_says_what_to_do(tmp_path: Path, case: str) -> None:
+    arguments, said = BAD_INPUT[case]
+    result = make_project(tmp_path).call(*arguments, DOCKER_HOST="unix:///nowhere.sock")
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert said in line
