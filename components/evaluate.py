@@ -42,4 +42,5 @@ def evaluate(
         kubeflow.log_metrics(metrics, made)
         kubeflow.log_confusion(confusion, Path(dataset.path), made)
         kubeflow.publish(made, report=report, overview=overview, model=model)
-        kubeflow.record_result(record, made, [kubeflow.state(a) for a in rounds.values()])
+        states = [kubeflow.state(artifact) for artifact in rounds.values()]
+        kubeflow.record_result(record, made, states, model_uri=model.uri)

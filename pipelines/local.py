@@ -37,10 +37,17 @@ _INDENT = " " * 4
 
 
 class Finished(NamedTuple):
-    """A local run that ended well."""
+    """A local run that ended well.
+
+    Attributes:
+        evaluation: The results.
+        log: What all tasks printed.
+        seconds: How long each task took, by the name it is shown with; 0 if it was cached.
+    """
 
     evaluation: Evaluation
     log: Path
+    seconds: dict[str, float]
 
 
 def run_pipeline(
@@ -89,7 +96,7 @@ def run_pipeline(
             raise TrainingError(f"the pipeline failed: {reason}; all logs are in {log}") from None
     assert watch.results is not None, "a pipeline that succeeds has evaluated"
     artifacts.copy(watch.results, output)
-    return Finished(Evaluation.load(output), log)
+    return Finished(Evaluation.load(output), log, watch.seconds)
 
 
 class _Watch(io.TextIOBase):
@@ -97,12 +104,14 @@ class _Watch(io.TextIOBase):
 
     Attributes:
         results: Where the evaluation left its results.
+        seconds: How long each task took.
         failure: The first failed task, and its own error.
     """
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
         self.results: Path | None = None
         self.failure: str | None = None
+        self.seconds: dict[str, float] = {}
         self._log = log
         self._terminal = terminal
         self._line = ""
@@ -125,8 +134,10 @@ class _Watch(io.TextIOBase):
         self._error = ""
         self._show(f"{name} ...")
 
-    def ended(self, name: str, outputs: dict[str, Any], *, succeeded: bool, time: str) -> None:
-        """Say what a task made, or keep why it failed."""
+    def ended(self, name: str, outputs: dict[str, Any], *, succeeded: bool, seconds: float) -> None:
+        """Say what a task made, or keep why it failed; no time at all means KFP's cache."""
+        self.seconds[name] = seconds
+        took = f"{seconds:.1f} s" if seconds else "cached"
         made = [value for value in outputs.values() if isinstance(value, dsl.Artifact)]
         said = [a.metadata["summary"].splitlines()[0] for a in made if "summary" in a.metadata]
         if not succeeded:
@@ -137,7 +148,7 @@ class _Watch(io.TextIOBase):
             self.results = Path(outputs["results"].path)
         self._clear()
         text = " ".join(said[0].split()) if said else ""
-        print(f"{name:<19} {time:>8}  {text}".rstrip(), file=self._terminal, flush=True)
+        print(f"{name:<19} {took:>8}  {text}".rstrip(), file=self._terminal, flush=True)
 
     def _show(self, text: str) -> None:
         """A passing line, where there is somebody to look at it."""
@@ -167,8 +178,8 @@ def _watching(log: TextIO, terminal: TextIO) -> Iterator[_Watch]:
         outputs, status = execute(**arguments)
         made = [value.uri for value in outputs.values() if isinstance(value, dsl.Artifact)]
         cached = made and not any(arguments["pipeline_resource_name"] in uri for uri in made)
-        took = "cached" if cached else f"{time.monotonic() - start:.1f} s"
-        watch.ended(name, outputs, succeeded=status.name == "SUCCESS", time=took)
+        seconds = 0.0 if cached else time.monotonic() - start
+        watch.ended(name, outputs, succeeded=status.name == "SUCCESS", seconds=seconds)
         return outputs, status
 
     with (

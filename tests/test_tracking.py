@@ -341,9 +341,9 @@ def test_artifacts_follow_a_store_that_moves(
 
 
 def test_epochs_of_later_rounds_continue_the_step() -> None:
-    points = tracking.history_points(3, HISTORY, epochs_per_round=10)
+    points = tracking.history_points(3, HISTORY)
     assert set(points) == {
-        Point(f"joint/{n}", s) for n in ("loss", "cross_entropy") for s in (21, 22)
+        Point(f"joint/{n}", s) for n in ("loss", "cross_entropy") for s in (5, 6)
     }
 
 
@@ -530,3 +530,113 @@ def test_the_ui_serves_a_run_and_takes_one(
     finally:
         server.terminate()
         server.wait(30)
+
+
+# --- a process per step: Kubeflow ---------------------------------------------------------------
+
+
+def start(params: Params, pipeline_run_id: str = "job-1") -> str:
+    return tracking.start_record(
+        params, dataset_name="digits", content_hash=HASH, pipeline_run_id=pipeline_run_id
+    )
+
+
+def end(params: Params, pipeline_run_id: str = "job-1", *, succeeded: bool = True) -> str:
+    return tracking.end_record(
+        params, pipeline_run_id=pipeline_run_id, succeeded=succeeded, reason="embed failed"
+    )
+
+
+def test_the_steps_of_a_pipeline_run_fill_one_mlflow_run(store: Path, results: Path) -> None:
+    params = make_params()
+    run_id = start(params)
+    for last in (1, 2):
+        tracking.resume_record(run_id).log_rounds(ROWS[: last + 1])
+        tracking.resume_record(run_id).log_history(last, HISTORY)
+    tracking.resume_record(run_id).log_result(rows=ROWS, metrics=METRICS, results=results)
+    assert end(params) == run_id
+    run = client(store).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["vitdc.kfp_run_id"] == "job-1"
+    assert run.data.tags["vitdc.kfp_state"] == "SUCCEEDED"
+    assert run.data.metrics["final/nmi_test"] == 0.8
+    assert [step for step, _ in history(store, run, "joint/loss")] == [1, 2, 3, 4]
+
+
+def test_a_pipeline_run_and_a_dvc_run_of_the_same_parameters_are_one(store: Path) -> None:
+    params = make_params()
+    refine(params)
+    with record(params) as tracker:
+        assert start(params) == tracker.run_id
+
+
+def test_a_pipeline_run_that_fails_is_recorded_as_failed(store: Path) -> None:
+    params = make_params()
+    run_id = start(params)
+    tracking.resume_record(run_id).log_rounds(ROWS[:2])
+    assert end(params, succeeded=False) == run_id
+    run = client(store).get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["vitdc.failure"] == "embed failed"
+    assert run.data.tags["vitdc.kfp_state"] == "FAILED"
+
+
+def test_a_pipeline_run_that_fails_before_it_could_record_leaves_a_failed_run(store: Path) -> None:
+    params = make_params()
+    one, two = (end(params, job, succeeded=False) for job in ("job-1", "job-2"))
+    assert one != two
+    assert {client(store).get_run(run_id).info.status for run_id in (one, two)} == {"FAILED"}
+    assert start(params) not in (one, two)  # the next try is a run of its own
+
+
+def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path) -> None:
+    params = make_params()
+    evaluate(params, results)
+    run_id = start(params)
+    other = [RoundRow(round=0, cross_entropy=0.7), RoundRow(1, 0.6, 0.59, 0.1)]
+    tracking.resume_record(run_id).log_rounds(other)  # the code has changed: a fresh run
+    newer = tracking.resume_record(run_id)
+    assert isinstance(newer, MlflowTracker)
+    assert newer.run_id != run_id
+    run = client(store).get_run(newer.run_id)
+    assert run.data.metrics["cross_entropy"] in (0.7, 0.59)
+    assert run.data.params["joint.gamma"] == "0.1"
+    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
+
+
+def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:
+    run_id = start(make_params())
+    client(store).delete_run(run_id)
+    with pytest.raises(InputError, match="in MLflow's trash; restore it"):
+        tracking.resume_record(run_id)
+
+
+def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = client(store)
+    experiment = mlflow.create_experiment("kubeflow")
+    parent = mlflow.create_run(experiment).info.run_id
+    nested = mlflow.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", nested)
+    params = make_params()
+    assert start(params) == parent
+    assert end(params) == parent
+    assert mlflow.get_run(parent).data.params["joint.epochs"] == "2"
+
+
+def test_without_tracking_nothing_is_recorded(store: Path) -> None:
+    params = make_params(tracking={"enabled": False})
+    assert start(params) == end(params) == ""
+    assert isinstance(tracking.resume_record(""), NullTracker)
+    tracking.record_model("", "s3://bucket/model")
+
+
+def test_the_model_of_a_run_is_found_by_either_id(store: Path) -> None:
+    params = make_params()
+    run_id = start(params)
+    with pytest.raises(InputError, match="has left no model"):
+        tracking.find_model(params.tracking, run_id)
+    tracking.record_model(run_id, "s3://bucket/model")
+    for known in (run_id, "job-1"):
+        assert tracking.find_model(params.tracking, known) == "s3://bucket/model"
+    with pytest.raises(InputError, match="neither an MLflow run nor a pipeline run"):
+        tracking.find_model(params.tracking, "job-9")

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 
 from vitdc import __version__
 from vitdc.artifacts import SPLITS, RoundRow
-from vitdc.config import Params
+from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _FAILURE_TAG = "vitdc.failure"
 _SUPERSEDES_TAG = "vitdc.supersedes"
 _PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
 _PIPELINE_STATE_TAG = "vitdc.kfp_state"
+_MODEL_TAG = "vitdc.model_uri"
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # of one request; of old servers, too
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -206,6 +207,51 @@ def end_record(params: Params, *, pipeline_run_id: str, succeeded: bool, reason:
         if not succeeded:
             record.fail(reason)
         return record.run_id
+
+
+def record_model(run_id: str, uri: str) -> None:
+    """Record where the pipeline run left its model.
+
+    Args:
+        run_id: What `start_record` returned.
+        uri: Of a directory, in the store of the pipeline's artifacts.
+    """
+    if run_id:
+        with _store() as client:
+            RunRecord.resume(client, run_id).tag({_MODEL_TAG: uri})
+
+
+def find_model(tracking: TrackingConfig, run_id: str) -> str:
+    """The URI that `record_model` recorded.
+
+    Args:
+        tracking: Which experiment to look in for Kubeflow's id.
+        run_id: The id of the MLflow run, or Kubeflow's id of the pipeline run.
+
+    Raises:
+        InputError: There is no such run, or it has left no model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _store() as client:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException:
+            experiment = client.get_experiment_by_name(tracking.experiment)
+            found = experiment and _find_run(
+                client, experiment.experiment_id, _PIPELINE_RUN_TAG, run_id
+            )
+            if not found:
+                raise InputError(
+                    f"{run_id}: neither an MLflow run nor a pipeline run recorded in experiment"
+                    f" {tracking.experiment!r} at {_mask(client.tracking_uri)}"
+                ) from None
+            run = found
+    if _MODEL_TAG not in run.data.tags:
+        raise InputError(
+            f"{run_id}: the run has left no model; only pipeline runs that have evaluated have"
+        )
+    return str(run.data.tags[_MODEL_TAG])
 
 
 class MlflowTracker:
