@@ -39,7 +39,7 @@ from typing import Any, NamedTuple, Self, TextIO
 import kfp
 import kfp_server_api as api
 import urllib3
-import yaml
+from google.protobuf import json_format
 from kfp.client import (
     KF_PIPELINES_SA_TOKEN_ENV,
     KF_PIPELINES_SA_TOKEN_PATH,
@@ -372,10 +372,10 @@ def _describe_failure(error: urllib3.exceptions.HTTPError, host: str) -> str:
         )
     if isinstance(reason, urllib3.exceptions.ReadTimeoutError):
         text = "it takes the connection, but does not answer"
-    elif isinstance(reason, urllib3.exceptions.ConnectTimeoutError):
-        text = f"no connection within {_TIMEOUT[0]} s"
     elif isinstance(reason, urllib3.exceptions.NameResolutionError):
         text = "no such host"
+    elif type(reason) is urllib3.exceptions.ConnectTimeoutError:  # others derive from it
+        text = f"no connection within {_TIMEOUT[0]} s"
     else:
         cause = reason.__cause__ or reason.__context__
         text = getattr(cause, "strerror", None) or " ".join(str(reason).split())
@@ -445,29 +445,29 @@ def submit(
     return Submitted(run.run_id, cluster.run_url(run.run_id), version.name)
 
 
-def version_name(package: Path) -> str:
-    """Name of a compiled pipeline's version: the same for the same code and cluster settings.
+def version_name(pipeline: Any) -> str:
+    """Name of a pipeline's version: the same for the same code and the same cluster settings.
 
-    The defaults of the parameters do not count, since a run names all of its parameters. Neither do
-    comments and the order of keys, which change from one compilation to the next.
+    The defaults of the parameters do not count, since a run names all of its parameters. A hash of
+    the compiled file would not do: the order of its comments changes from process to process.
     """
-    spec, *rest = yaml.safe_load_all(package.read_text(encoding="utf-8"))
-    for parameter in spec["root"].get("inputDefinitions", {}).get("parameters", {}).values():
+    spec = json_format.MessageToDict(pipeline.pipeline_spec)
+    for parameter in spec["root"]["inputDefinitions"]["parameters"].values():
         parameter.pop("defaultValue", None)
-    state = json.dumps([spec, *rest], sort_keys=True).encode()
+    platform = json_format.MessageToDict(pipeline.platform_spec)
+    state = json.dumps([spec, platform], sort_keys=True).encode()
     return f"{NAME}-{hashlib.sha256(state).hexdigest()[:12]}"
 
 
 def _upload(cluster: Cluster, pipeline: Any) -> _Version:
     """The version of the pipeline in the cluster, uploaded if it is not there."""
-    pipelines = cluster.client.pipelines
+    name = version_name(pipeline)
     with tempfile.TemporaryDirectory() as directory:
         package = Path(directory) / "pipeline.yaml"
         compiling.write(pipeline, package)
-        name = version_name(package)
         pipeline_id = _find_pipeline(cluster)
-        found = pipelines.pipeline_service_list_pipeline_versions(
-            pipeline_id=pipeline_id, filter=_named(name), _request_timeout=_TIMEOUT
+        found = cluster.client.pipelines.pipeline_service_list_pipeline_versions(
+            pipeline_id, filter=_named(name), _request_timeout=_TIMEOUT
         ).pipeline_versions
         version = (
             found[0]
