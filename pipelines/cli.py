@@ -5,14 +5,58 @@ kfp is imported by the commands that need it, so that `--help` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from vitdc.cli import PARAMS_OPTIONS, run_group
 
+if TYPE_CHECKING:
+    from vitdc.config import Params
+
 RUNNERS = ("process", "container")
+
+CLUSTER_OPTIONS = (
+    click.Option(
+        ["--host"],
+        metavar="URL",
+        help="Address of Kubeflow Pipelines (default: KF_PIPELINES_ENDPOINT).",
+    ),
+    click.Option(
+        ["--namespace"],
+        metavar="NAME",
+        help="Namespace of your profile, on a Kubeflow with several users (default:"
+        " KFP_NAMESPACE).",
+    ),
+    click.Option(
+        ["--ca-file"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Certificates to trust (default: SSL_CERT_FILE).",
+    ),
+)
+PIPELINE_OPTIONS = (
+    click.Option(
+        ["--max-rounds"],
+        type=int,
+        metavar="N",
+        help="Rounds that the pipeline has room for (default: convergence.max_rounds).",
+    ),
+    click.Option(
+        ["--experiment"],
+        default="vitdc",
+        show_default=True,
+        metavar="NAME",
+        help="Kubeflow's experiment, made if there is none of this name.",
+    ),
+    click.Option(
+        ["--image"],
+        metavar="IMAGE",
+        help="Image of the tasks, by digest if you can; short for -S kubernetes.image=IMAGE.",
+    ),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,18 +74,25 @@ def main() -> NoReturn:
     run_group(cli, prog_name="python -m pipelines")
 
 
-def _params_options(command: Any) -> Any:
-    command.params.extend(PARAMS_OPTIONS)
-    return command
+def _with(*options: click.Option) -> Callable[[click.Command], click.Command]:
+    """Add options that several commands have."""
+
+    def add(command: click.Command) -> click.Command:
+        command.params.extend(options)
+        return command
+
+    return add
 
 
-def _load(params_file: Path, overrides: tuple[str, ...]) -> Any:
+def _load(params_file: Path, overrides: tuple[str, ...], image: str | None = None) -> Params:
     from vitdc.config import Params
 
+    if image is not None:
+        overrides = (*overrides, f"kubernetes.image={image}")
     return Params.load(params_file, overrides)
 
 
-@_params_options
+@_with(*PARAMS_OPTIONS)
 @cli.command("compile")
 @click.option(
     "--max-rounds",
@@ -92,7 +143,7 @@ def compile_command(
     click.echo(f"{output}: up to {rounds} rounds, {size / 1000:.0f} KB; {next_step}")
 
 
-@_params_options
+@_with(*PARAMS_OPTIONS)
 @cli.command("run")
 @click.option(
     "--runner",
@@ -148,3 +199,127 @@ def run_command(
     else:
         finished = local.run_pipeline(params, output=output, root=root)
     click.echo(f"\n{summarize(finished.evaluation)}\n{'logs':>13}: {finished.log}")
+
+
+@_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
+@cli.command("submit")
+@click.option("--run-name", metavar="NAME", help="Name of the run (default: one with the time).")
+@click.option("--wait", is_flag=True, help="Follow the run, and exit by its outcome.")
+@click.option(
+    "--timeout", type=float, metavar="SECONDS", help="With --wait: stop following after this time."
+)
+def submit_command(
+    host: str | None,
+    namespace: str | None,
+    ca_file: Path | None,
+    max_rounds: int | None,
+    experiment: str,
+    image: str | None,
+    run_name: str | None,
+    wait: bool,
+    timeout: float | None,
+    params_file: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Start a run on a cluster, and print its URL.
+
+    Experiment, pipeline and pipeline version are made if they are not there; the same code and
+    settings are the same version. A token is read from KF_PIPELINES_TOKEN, or from the file that
+    KF_PIPELINES_SA_TOKEN_PATH names.
+    """
+    params = _load(params_file, overrides, image)
+    from pipelines import cluster, compiling
+
+    pipeline = compiling.build(params, max_rounds=max_rounds)
+    found = cluster.connect(host, namespace, ca_file=ca_file)
+    made = cluster.submit(found, pipeline, params, experiment=experiment, run_name=run_name)
+    click.echo(made.url)
+    if wait:
+        cluster.follow(found, made.run_id, timeout=timeout)
+
+
+@_with(*CLUSTER_OPTIONS)
+@cli.command("follow")
+@click.argument("run_id")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Stop following after this time.")
+def follow_command(
+    host: str | None,
+    namespace: str | None,
+    ca_file: Path | None,
+    run_id: str,
+    timeout: float | None,
+) -> None:
+    """Watch the run RUN_ID until it ends, and exit by its outcome; Ctrl-C ends the watching only.
+
+    The id is the last part of the URL that `submit` printed.
+    """
+    from pipelines import cluster
+
+    cluster.follow(cluster.connect(host, namespace, ca_file=ca_file), run_id, timeout=timeout)
+
+
+@_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
+@cli.command("schedule")
+@click.option(
+    "--cron",
+    "cron_text",
+    required=True,
+    metavar="EXPRESSION",
+    help="When, as in crontab: '0 3 * * 1' is Mondays at three. @daily and the like work, too.",
+)
+@click.option(
+    "--name",
+    default="deep-clustering",
+    show_default=True,
+    metavar="NAME",
+    help="Name of the schedule.",
+)
+@click.option(
+    "--max-concurrency",
+    type=click.IntRange(1, 10),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Most runs at a time.",
+)
+@click.option("--catchup", is_flag=True, help="Make up for runs missed while it was switched off.")
+@click.option("--replace", is_flag=True, help="Replace the schedule of this name.")
+def schedule_command(
+    host: str | None,
+    namespace: str | None,
+    ca_file: Path | None,
+    max_rounds: int | None,
+    experiment: str,
+    image: str | None,
+    cron_text: str,
+    name: str,
+    max_concurrency: int,
+    catchup: bool,
+    replace: bool,
+    params_file: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Run again and again on a cluster, each time with the newest version of the data.
+
+    A run that finds the data unchanged takes everything from Kubeflow's cache.
+    """
+    params = _load(params_file, overrides, image)
+    from pipelines import cluster, compiling
+
+    cron = cluster.Cron.parse(cron_text)
+    pipeline = compiling.build(params, max_rounds=max_rounds)
+    made = cluster.schedule(
+        cluster.connect(host, namespace, ca_file=ca_file),
+        pipeline,
+        params,
+        cron,
+        name=name,
+        experiment=experiment,
+        max_concurrency=max_concurrency,
+        catchup=catchup,
+        replace=replace,
+    )
+    click.echo(made.url)
+    if made.next_time:
+        replaced = f"; it replaces {made.replaced} of its name" if made.replaced else ""
+        click.echo(f"next run at {made.next_time:%Y-%m-%d %H:%M} UTC{replaced}", err=True)

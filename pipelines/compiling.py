@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import json_format
 from kfp import compiler
 
 from pipelines.deep_clustering import NAME, build_pipeline
@@ -94,7 +96,7 @@ def write(
         raise InputError(f"--output {output}: name a .yaml file")
     options = compiler.KubernetesManifestOptions(
         pipeline_name=NAME,
-        pipeline_version_name=version_name(pipeline),
+        pipeline_version_name=version_name(pipeline, with_defaults=True),
         namespace=namespace,
         include_pipeline_manifest=True,
     )
@@ -118,9 +120,21 @@ def write(
     return size
 
 
-def version_name(pipeline: Any) -> str:
-    """A name that changes with anything in the compiled pipeline."""
-    state = hashlib.sha256()
-    for part in (pipeline.pipeline_spec, pipeline.platform_spec):
-        state.update(part.SerializeToString(deterministic=True))
-    return f"{NAME}-{state.hexdigest()[:12]}"
+def version_name(pipeline: Any, *, with_defaults: bool = False) -> str:
+    """Name of a pipeline's version: the same for the same code and the same cluster settings.
+
+    A hash of the compiled file would not do: the order of its comments changes from process to
+    process.
+
+    Args:
+        pipeline: From `build`.
+        with_defaults: The defaults of its parameters count, too; they do not where a run names all
+            parameters itself.
+    """
+    spec = json_format.MessageToDict(pipeline.pipeline_spec)
+    if not with_defaults:
+        for parameter in spec["root"]["inputDefinitions"]["parameters"].values():
+            parameter.pop("defaultValue", None)
+    platform = json_format.MessageToDict(pipeline.platform_spec)
+    state = json.dumps([spec, platform], sort_keys=True).encode()
+    return f"{NAME}-{hashlib.sha256(state).hexdigest()[:12]}"

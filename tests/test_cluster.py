@@ -24,18 +24,28 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kfp_api import Kubeflow, failing, hanging, serve
 
 from pipelines import cluster, compiling
-from pipelines.cluster import Cluster, Cron, connect, follow, schedule, submit
+from pipelines.cluster import (
+    Cluster,
+    Cron,
+    connect,
+    connection,
+    credentials,
+    follow,
+    following,
+    schedule,
+    submit,
+)
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 
 PARAMS = Params.parse({"convergence": {"max_rounds": 2}}, where="test")
 TOKEN = "open-sesame"  # noqa: S105
 VARIABLES = (
-    *cluster.ENDPOINT_VARIABLES,
-    *cluster.TOKEN_VARIABLES,
-    *cluster.NAMESPACE_VARIABLES,
-    *cluster.UI_VARIABLES,
-    *cluster.CA_VARIABLES,
+    *credentials.ENDPOINT_VARIABLES,
+    *credentials.TOKEN_VARIABLES,
+    *credentials.NAMESPACE_VARIABLES,
+    *credentials.UI_VARIABLES,
+    *credentials.CA_VARIABLES,
     "KF_PIPELINES_SA_TOKEN_PATH",
     "KUBERNETES_SERVICE_HOST",
 )
@@ -104,7 +114,7 @@ def test_connects_and_prints_nothing(
 def test_address_comes_from_the_environment(
     kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in cluster.ENDPOINT_VARIABLES:
+    for name in credentials.ENDPOINT_VARIABLES:
         monkeypatch.setenv(name, kubeflow.url)
         assert connect().host == kubeflow.url
         monkeypatch.delenv(name)
@@ -139,7 +149,7 @@ def test_unknown_host_is_told() -> None:
 def test_silent_server_is_told_within_seconds(
     kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_TIMEOUT", (1, 0.5))
+    monkeypatch.setattr(connection, "TIMEOUT", (1, 0.5))
     kubeflow.answers = hanging(3)
     start = time.monotonic()
     assert "it takes the connection, but does not answer" in refusal(kubeflow.url)
@@ -147,7 +157,7 @@ def test_silent_server_is_told_within_seconds(
 
 
 def test_the_allowed_waiting_is_under_ten_seconds() -> None:
-    assert sum(cluster._TIMEOUT) < 10
+    assert sum(connection.TIMEOUT) < 10
 
 
 @pytest.mark.parametrize(
@@ -221,7 +231,7 @@ def test_missing_and_wrong_token(kubeflow: Kubeflow, monkeypatch: pytest.MonkeyP
     assert "HTTP 401: the token is refused" in refusal(kubeflow.url)
 
 
-@pytest.mark.parametrize("variable", cluster.TOKEN_VARIABLES)
+@pytest.mark.parametrize("variable", credentials.TOKEN_VARIABLES)
 def test_token_comes_from_the_environment(
     kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
@@ -571,7 +581,7 @@ def test_server_that_stays_silent_is_given_up(
     kubeflow: Kubeflow, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted = start()
-    monkeypatch.setattr(cluster, "_PATIENCE", 0.1)
+    monkeypatch.setattr(following, "PATIENCE", 0.1)
     kubeflow.answers = failing(503, 999, "/runs/")
     with pytest.raises(TrainingError, match="the run may well go on: http"):
         watch(kubeflow, submitted.run_id)
@@ -602,7 +612,7 @@ def test_pod_that_does_not_start_is_hinted_at_once(
     kubeflow: Kubeflow, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted = start()
-    monkeypatch.setattr(cluster, "_PENDING_SECONDS", 0.05)
+    monkeypatch.setattr(following, "PENDING_SECONDS", 0.05)
     waiting = ("RUNNING", {"prepare": "RUNNING", "executor": "PENDING"})
     kubeflow.progress = [*[waiting] * 30, ("SUCCEEDED", {})]
     (hint,) = [line for line in watch(kubeflow, submitted.run_id) if "does not start" in line]

@@ -351,16 +351,17 @@ def test_kubernetes_manifests_name_pipeline_version_and_namespace(tmp_path: Path
     assert (first["kind"], second["kind"]) == ("Pipeline", "PipelineVersion")
     assert {o["metadata"]["namespace"] for o in (first, second)} == {"team"}
     assert second["spec"]["pipelineName"] == first["metadata"]["name"] == "deep-clustering"
-    assert second["metadata"]["name"] == compiling.version_name(pipeline)
+    assert second["metadata"]["name"] == compiling.version_name(pipeline, with_defaults=True)
     assert "comp-retrain" in second["spec"]["pipelineSpec"]["components"]
     assert "kubernetes" in second["spec"]["platformSpec"]["platforms"]
 
 
-def test_the_version_changes_with_parameters_and_cluster_settings_only() -> None:
-    names = [
-        compiling.version_name(compiling.build(params("convergence.max_rounds=2", *overrides)))
-        for overrides in ((), (), ("joint.gamma=0.3",), ("kubernetes.retries=7",))
-    ]
+def test_the_version_changes_with_cluster_settings_and_if_asked_with_the_defaults() -> None:
+    variants = ((), (), ("joint.gamma=0.3",), ("kubernetes.retries=7",))
+    pipelines = [compiling.build(params("convergence.max_rounds=2", *each)) for each in variants]
+    same, again, gamma, retries = map(compiling.version_name, pipelines)
+    assert same == again == gamma != retries
+    names = [compiling.version_name(pipeline, with_defaults=True) for pipeline in pipelines]
     assert names[0] == names[1]
     assert len(set(names)) == 3
 
