@@ -6,11 +6,23 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PORT ?= 5000
 
+# make image: the name it gets, the engine that builds it, and what it is made from
+, := ,
+LABEL := org.opencontainers.image
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude '*' 2> /dev/null)
+IMAGE ?= localhost/vitdc:$(VERSION)
+ENGINE ?= $(firstword $(foreach engine,podman docker,$(if $(shell command -v $(engine)),$(engine))))
+BASE_IMAGE ?=
+# certificates and a package index of your own, passed as secrets that leave nothing in the image
+PACKAGE_CA ?= $(or $(SSL_CERT_FILE),$(PIP_CERT))
+export PACKAGE_INDEX ?= $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test lint format lock clean
+.PHONY: help setup demo ui test test-containers image lint format lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 setup: $(VENV)/.installed  ## make .venv from requirements.lock (skipped when up to date)
 
@@ -40,6 +52,18 @@ ui: setup  ## open the recorded runs in MLflow's web page, on this machine only
 test: setup  ## all tests
 	OMP_WAIT_POLICY=PASSIVE pytest
 
+test-containers: setup  ## build the image and test it in real containers (root, podman)
+	OMP_WAIT_POLICY=PASSIVE pytest -m containers tests/containers
+
+image:  ## build the container image (IMAGE=name BASE_IMAGE=name ENGINE=podman or docker)
+	@test -n "$(ENGINE)" || { echo "make image needs podman or docker on the PATH" >&2; exit 2; }
+	$(ENGINE) build --tag $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+		--label $(LABEL).version=$(VERSION) $(if $(REVISION),--label $(LABEL).revision=$(REVISION)) \
+		$(if $(PACKAGE_CA),--secret id=ca$(,)src=$(PACKAGE_CA)) \
+		$(if $(PACKAGE_INDEX),--secret id=index$(,)env=PACKAGE_INDEX) .
+	@$(ENGINE) image inspect $(IMAGE) \
+		--format '$(IMAGE){{println}}id {{.Id}}{{println}}{{.Size}} bytes'
+
 lint: setup  ## ruff and mypy, as in pre-commit and CI
 	ruff check .
 	ruff format --check .
@@ -49,10 +73,12 @@ format: setup  ## let ruff repair what it can
 	ruff check --fix .
 	ruff format .
 
-lock: pyproject.toml  ## resolve the dependencies again into requirements.lock
+lock: pyproject.toml  ## resolve the dependencies again; the image has a lock of its own
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; }
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 		--group dev pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
+		--constraints requirements.lock pyproject.toml --output-file requirements-image.lock
 
 clean:  ## remove results and unfinished work; data, MLflow runs and the DVC cache stay
 	rm -rf outputs results .scratch
