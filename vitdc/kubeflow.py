@@ -143,13 +143,16 @@ def record_round(record: str, history: Round, before: Path) -> None:
     tracker.log_history(trained.round, trained.history)
 
 
-def record_result(record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths]) -> None:
-    """Tell MLflow everything about the finished run."""
+def record_result(
+    record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, model_uri: str
+) -> None:
+    """Tell MLflow everything about the finished run, and where Kubeflow keeps its model."""
     tracker = tracking.resume_record(record)
     for paths in rounds:
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
     tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracking.record_model(record, model_uri)
 
 
 def _params(parameters: Mapping[str, Any]) -> Params:
