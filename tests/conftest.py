@@ -78,7 +78,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     options += [f"-{s}.port.grpc={p}" for s, p in zip(services, ports[4:], strict=True)]
     options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
     options += ["-s3=true", f"-s3.config={folder / 's3.json'}", "-s3.iam=false"]
-    options += ["-s3.port.iceberg=0", "-volume.max=50", "-master.volumeSizeLimitMB=64"]
+    options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    options += ["-volume.max=50", "-master.volumeSizeLimitMB=64"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([weed, "server", *options], stdout=log, stderr=log, cwd=folder)
     try:
