@@ -19,20 +19,19 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from vitdc import __version__
+from vitdc import __version__, environment
 from vitdc.artifacts import SPLITS, RoundRow
 from vitdc.config import Params
-from vitdc.errors import InputError, TrainingError
+from vitdc.errors import InputError, TrainingError, mask_credentials, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -433,7 +432,7 @@ def _open_record(params: Params, dataset_name: str, content_hash: str) -> RunRec
     with (
         _explaining(
             InputError,
-            problem=f"cannot record runs in MLflow at {_mask(uri)}",
+            problem=f"cannot record runs in MLflow at {mask_credentials(uri)}",
             way_out="set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
         ),
         _patience(retries=1, timeout=10),
@@ -452,7 +451,7 @@ def _check_scheme(uri: str) -> None:
         return
     problem = "MLflow no longer records in folders" if scheme in ("", "file") else "unknown scheme"
     raise InputError(
-        f"MLFLOW_TRACKING_URI={_mask(uri)}: {problem}; valid are sqlite:///FILE.db, http://HOST:PORT"
+        f"MLFLOW_TRACKING_URI={mask_credentials(uri)}: {problem}; valid are sqlite:///FILE.db, http://HOST:PORT"
         " and other databases (postgresql://...)"
     )
 
@@ -547,20 +546,14 @@ def _check_artifacts(file: Path, recorded: str, expected: str, experiment: str) 
     connection.close()
 
 
-@contextmanager
-def _patience(*, retries: int, timeout: int) -> Iterator[None]:
+def _patience(*, retries: int, timeout: int) -> AbstractContextManager[None]:
     """Let a lost server be noticed soon, unless the user chose otherwise; mlflow waits minutes."""
-    limits = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
-    }
-    added = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+    return environment.defaults(
+        {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        }
+    )
 
 
 @contextmanager
@@ -583,10 +576,5 @@ def _reason(error: BaseException) -> str:
 def _one_line(error: BaseException) -> str:
     """The message without line breaks, what was said first and last if it is long."""
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's own error
-    text = _mask(" ".join(str(cause).split()))
+    text = one_line(cause)
     return text if len(text) <= 600 else f"{text[:250]} ... {text[-250:]}"
-
-
-def _mask(text: str) -> str:
-    """Hide the user and password of every URI."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
