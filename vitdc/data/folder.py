@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,6 +16,7 @@ class Folder:
     """A folder as a `files.Store`. Links are followed, but not around in a circle."""
 
     chunk_size: ClassVar[int] = 32  # of paths only
+    origin: ClassVar[Mapping[str, str]] = {}
 
     location: str
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -38,6 +38,7 @@ class Bucket:
     """
 
     chunk_size: ClassVar[int] = CHUNK_SIZE
+    origin: ClassVar[Mapping[str, str]] = {}
 
     location: str
     bucket: str
