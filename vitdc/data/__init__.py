@@ -9,6 +9,7 @@ folder, s3, dvc
 fetching    files that come over a network
 decoding    one image file -> pixels, over all cores
 sampling    stratified, seeded split and subset
+version     what changes when the images behind a configuration do
 statistics  mean, standard deviation and content hash, streaming
 """
 

@@ -40,6 +40,10 @@ class Folder:
         """All files that are not hidden, as paths relative to the folder."""
         return list(_walk(self.location, "", frozenset()))
 
+    def states(self) -> dict[str, str]:
+        """Of every file its size and time of change, which change with the content."""
+        return {name: _state(f"{self.location}/{name}") for name in self.names()}
+
     def files(self, names: Sequence[str]) -> Generator[str | bytes]:
         """The files' paths."""
         yield from (f"{self.location}/{name}" for name in names)
@@ -60,3 +64,11 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
             yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
         elif entry.is_file() or entry.is_symlink():  # a broken link is an unreadable image
             yield prefix + entry.name
+
+
+def _state(path: str) -> str:
+    try:
+        status = Path(path).stat()
+    except OSError as error:  # a broken link
+        return str(error.strerror)
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -63,19 +63,27 @@ class Bucket:
 
     def names(self) -> list[str]:
         """All keys relative to the prefix."""
+        return list(self.states())
+
+    def states(self) -> dict[str, str]:
+        """Of every key its size and ETag, which change with the content."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix
         )
-        names: list[str] = []
+        states: dict[str, str] = {}
         with (
             _one_clear_line(self.location, self.client.meta.endpoint_url),
             tqdm(desc=f"list {self.location}", unit=" objects", disable=None) as progress,
         ):
             for page in pages:
-                keys = [entry["Key"] for entry in page.get("Contents", ())]
-                names += [key.removeprefix(self.prefix) for key in keys if not key.endswith("/")]
-                progress.update(len(keys))
-        return names
+                entries = page.get("Contents", ())
+                states |= {
+                    entry["Key"].removeprefix(self.prefix): f"{entry['Size']} {entry['ETag']}"
+                    for entry in entries
+                    if not entry["Key"].endswith("/")
+                }
+                progress.update(len(entries))
+        return states
 
     def files(self, names: Sequence[str]) -> Generator[str | bytes]:
         """The objects' contents, fetched by several threads a bounded way ahead."""
