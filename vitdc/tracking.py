@@ -43,11 +43,15 @@ RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 ROUND_METRICS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
 
 # Where the data came from and how fast: the result does not depend on these, given the content.
-_NOT_IDENTIFYING = ("data.root", "data.endpoint_url", "data.num_workers")
+_NOT_IDENTIFYING = (
+    *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path"),
+    "data.num_workers",
+)
 
 _IDENTITY_TAG = "vitdc.identity"
 _FAILURE_TAG = "vitdc.failure"
 _SUPERSEDES_TAG = "vitdc.supersedes"
+_ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # of one request; of old servers, too
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -102,7 +106,13 @@ class NullTracker:
 
 
 @contextmanager
-def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Iterator[Tracker]:
+def open_tracker(
+    params: Params,
+    *,
+    dataset_name: str,
+    content_hash: str,
+    origin: Mapping[str, str] | None = None,
+) -> Iterator[Tracker]:
     """Find or make the run that `params` and the data set stand for, and record into it.
 
     Whatever ends the block early, Ctrl-C included, marks the run as failed. A run that ends well
@@ -112,13 +122,15 @@ def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Ite
         params: All parameters; `tracking` says whether and under which names to record.
         dataset_name: `Dataset.name`, for people.
         content_hash: `Dataset.content_hash`.
+        origin: `Dataset.origin`; recorded, but runs on equal content are the same run.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
     """
     tracker: Tracker = NullTracker()
     if params.tracking.enabled:
-        tracker = MlflowTracker(_open_record(params, dataset_name, content_hash), params)
+        record = _open_record(params, dataset_name, content_hash, origin or {})
+        tracker = MlflowTracker(record, params)
     try:
         yield tracker
     except BaseException as error:
@@ -263,7 +275,7 @@ def _flatten(
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = mask_credentials(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 
@@ -278,6 +290,7 @@ class RunDescription(NamedTuple):
     params: dict[str, str]
     dataset_name: str
     content_hash: str
+    origin: Mapping[str, str]
 
 
 class RunRecord:
@@ -356,9 +369,10 @@ class RunRecord:
         from mlflow.entities import Dataset, DatasetInput
 
         about = self._description
-        tags = {_IDENTITY_TAG: about.identity, **_provenance(), **(extra_tags or {})}
+        origin = {f"{_ORIGIN_TAG}{key}": value for key, value in about.origin.items()}
+        tags = {_IDENTITY_TAG: about.identity, **origin, **_provenance(), **(extra_tags or {})}
         run = self._client.create_run(self._experiment_id, tags=tags, run_name=about.name)
-        source = json.dumps({"sha256": about.content_hash})
+        source = json.dumps({"sha256": about.content_hash, **about.origin})
         dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
         self._client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
         return run
@@ -418,13 +432,16 @@ def _provenance() -> dict[str, str]:
 # --- Store: where the records are --------------------------------------------------------------
 
 
-def _open_record(params: Params, dataset_name: str, content_hash: str) -> RunRecord:
+def _open_record(
+    params: Params, dataset_name: str, content_hash: str, origin: Mapping[str, str]
+) -> RunRecord:
     description = RunDescription(
         identity=run_identity(params, content_hash=content_hash),
         name=run_name(params, dataset_name=dataset_name),
         params=run_params(params),
         dataset_name=dataset_name,
         content_hash=content_hash,
+        origin=origin,
     )
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     _check_scheme(uri)
