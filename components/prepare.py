@@ -9,7 +9,7 @@ from components.base import component
 
 @component
 def prepare(data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset]) -> NamedTuple(
-    "Prepared", [("name", str), ("content_hash", str)]
+    "Prepared", [("name", str), ("content_hash", str), ("origin", dict)]
 ):
     """Read images from their source into the prepared format."""
     from pathlib import Path
@@ -19,4 +19,4 @@ def prepare(data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset
     with kubeflow.reporting():
         made = steps.prepare(**kubeflow.sections(data=data), output=Path(dataset.path))
         kubeflow.describe(dataset, made)
-    return made.name, made.content_hash
+    return made.name, made.content_hash, dict(made.origin)

@@ -9,6 +9,7 @@ from components.base import component
 def start_record(
     dataset_name: str,
     content_hash: str,
+    origin: dict,
     pipeline_run_id: str,
     seed: int,
     data: dict,
@@ -41,6 +42,7 @@ def start_record(
             parameters,
             dataset_name=dataset_name,
             content_hash=content_hash,
+            origin=origin,
             pipeline_run_id=pipeline_run_id,
         )
 

@@ -74,6 +74,7 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
                 components.start_record(
                     dataset_name=prepared["name"],
                     content_hash=prepared["content_hash"],
+                    origin=prepared["origin"],
                     pipeline_run_id=run_id,
                     data=found["data"],
                     **parameters,

@@ -16,6 +16,7 @@ import boto3
 import botocore
 import numpy as np
 import pytest
+import repositories
 import toys
 from botocore.config import Config
 from hypothesis import settings
@@ -78,7 +79,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     options += [f"-{s}.port.grpc={p}" for s, p in zip(services, ports[4:], strict=True)]
     options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
     options += ["-s3=true", f"-s3.config={folder / 's3.json'}", "-s3.iam=false"]
-    options += ["-s3.port.iceberg=0", "-volume.max=50", "-master.volumeSizeLimitMB=64"]
+    options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    options += ["-volume.max=50", "-master.volumeSizeLimitMB=64"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([weed, "server", *options], stdout=log, stderr=log, cwd=folder)
     try:
@@ -108,6 +110,27 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: P
         else:
             return
     raise AssertionError(f"no S3 server after 60 s:\n{log.read_text()}")
+
+
+@pytest.fixture
+def s3_credentials(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the server, and none from this machine."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> repositories.Repository:
+    """An empty Git repository with DVC in it and a folder as DVC remote."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "none"))
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    return repositories.Repository.make(tmp_path / "repository", remote=str(tmp_path / "remote"))
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,17 @@ def test_wrong_types_and_ranges_name_file_parameter_and_value(
     assert "\n" not in message
 
 
+def test_dvc_needs_a_path_and_no_other_source_takes_what_belongs_to_it() -> None:
+    assert parse(data={"source": "dvc", "path": "images"}).data.rev is None
+    assert "data.path: needed with source: dvc" in refusal(data={"source": "dvc"})
+    for key in ("repo", "rev", "path"):
+        message = refusal(data={"source": "folder", key: "x"})
+        assert message.startswith(f"params.yaml: data.{key}: only source: dvc reads it, and the")
+        assert f"data.{key}: string should have at least" in refusal(
+            data={"source": "dvc", key: ""}
+        )
+
+
 def test_all_problems_are_named_at_once() -> None:
     message = refusal(joint={"gamma": -1, "epochs": "x"}, data={"colour": 1})
     assert all(name in message for name in ("joint.gamma", "joint.epochs", "data.colour"))

@@ -272,7 +272,7 @@ def test_set_that_cannot_be_had_says_what_to_put_where(tmp_path, source):
         ("cifar10", "did you mean CIFAR10?"),
         ("fashion-mnist", "did you mean FashionMNIST?"),
         ("digit", "did you mean digits?"),
-        ("imagenet", "valid are digits, folder, CIFAR10"),
+        ("imagenet", "valid are digits, folder, dvc, CIFAR10"),
     ],
 )
 def test_unknown_source_names_the_nearest(tmp_path, source, advice):

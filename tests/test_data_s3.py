@@ -13,21 +13,9 @@ from vitdc.config import DataConfig
 from vitdc.data import write_dataset
 from vitdc.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("s3_credentials")]
 
 NAMES = tuple(f"c{index % 3}/{index:03}.png" for index in range(80))
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch, tmp_path, s3_server):
-    """Those of the server, and none from this machine."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")

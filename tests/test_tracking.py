@@ -203,6 +203,25 @@ def test_a_run_is_what_determines_its_result(
     assert len(runs(store)) == 1 + other_run
 
 
+def test_a_run_on_equal_images_of_another_commit_is_the_same_run(store: Path) -> None:
+    places = [
+        {"repo": "https://tester:secret@example.com/images.git", "rev": "main", "path": "images"},
+        {"repo": None, "rev": "v1", "path": "moved/images"},
+    ]
+    for commit, place in zip(("a" * 40, "b" * 40), places, strict=True):
+        params = make_params(data={"source": "dvc", **place})
+        origin = {"commit": commit, "content_hash": "0.dir"}
+        with open_tracker(params, dataset_name="dvc", content_hash=HASH, origin=origin) as tracker:
+            tracker.log_rounds(ROWS)
+    run = only_run(store)
+    assert run.data.params["data.rev"] == "main"
+    assert run.data.params["data.repo"] == "https://***@example.com/images.git"
+    assert run.data.tags["vitdc.data.commit"] == "a" * 40
+    assert run.data.tags["vitdc.data.content_hash"] == "0.dir"
+    source = json.loads(run.inputs.dataset_inputs[0].dataset.source)
+    assert source == {"sha256": HASH, "commit": "a" * 40, "content_hash": "0.dir"}
+
+
 def test_other_data_is_another_run(store: Path) -> None:
     for content_hash in (HASH, HASH[::-1]):
         with record(make_params(), content_hash=content_hash) as tracker:

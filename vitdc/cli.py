@@ -272,7 +272,12 @@ def _tracker(params: Params, dataset: Path) -> AbstractContextManager[Tracker]:
     from vitdc.tracking import open_tracker
 
     images = Dataset.load(dataset)
-    return open_tracker(params, dataset_name=images.name, content_hash=images.content_hash)
+    return open_tracker(
+        params,
+        dataset_name=images.name,
+        content_hash=images.content_hash,
+        origin=images.origin,
+    )
 
 
 # --- commands that are not steps ---------------------------------------------------------------

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from vitdc.errors import InputError
 
@@ -31,7 +40,11 @@ PositiveInt = Annotated[int, Number, Field(ge=1)]
 NonNegativeInt = Annotated[int, Number, Field(ge=0)]
 PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Number, Field(ge=0, lt=1)]
+
+
+DVC = "dvc"  # as data.source
 
 
 class Section(BaseModel):
@@ -68,18 +81,28 @@ class DataConfig(Section):
     source: str = "digits"
     """`digits` (scikit-learn's 1,797 digits, offline), a torchvision set by its class name
     (CIFAR10, CIFAR100, FashionMNIST, MNIST, STL10, SVHN), `folder` (your own images under
-    `data.root`) or `s3://bucket/prefix`."""
+    `data.root`), `s3://bucket/prefix` or `dvc` (images that DVC tracks under `data.path`)."""
     root: str | None = None
     """Folder to read from. With `folder`: your images; class sub-folders become labels, a flat
     folder has none. With a torchvision set: where its files are or go; null means `data`."""
     endpoint_url: str | None = None
     """S3-compatible store for an `s3://` source; null means AWS itself."""
+    repo: NonEmpty | None = None
+    """With `dvc`: URL or local path of a Git repository with DVC in it; null means the one that the
+    command runs in. What DVC has cached in a local one is read from there, all else from its DVC
+    remote."""
+    rev: NonEmpty | None = None
+    """With `dvc`: branch, tag or commit. Null means the default branch of a URL and the last commit
+    (HEAD) of a local repository; what is not committed is never read."""
+    path: Annotated[NonEmpty | None, Field(validate_default=True)] = None
+    """With `dvc`: the folder of images, relative to the root of the repository: one that DVC tracks
+    or one inside it. Class sub-folders become labels, a flat folder has none."""
     image_size: PositiveInt | None = None
     """Side in pixels; images are resized and centre-cropped to a square of it. Null keeps a
-    set's own size; `folder` and `s3://` need a number."""
+    set's own size; `folder`, `s3://` and `dvc` need a number."""
     channels: Annotated[Literal[1, 3], Number] | None = None
-    """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder` and
-    `s3://`."""
+    """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder`, `s3://`
+    and `dvc`."""
     test_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.2
     """Share held out for testing, stratified by label, where a source has no split of its own."""
     max_train: PositiveInt | None = None
@@ -96,6 +119,16 @@ class DataConfig(Section):
     seed: NonNegativeInt = 0
     """Seed of the split and of the subsets. Separate from the top-level `seed`, so that runs with
     different seeds are scored on the same test images."""
+
+    @field_validator("repo", "rev", "path")
+    @classmethod
+    def _belongs_to_dvc(cls, value: str | None, info: ValidationInfo) -> str | None:
+        source = info.data.get("source")  # missing if it is wrong itself
+        if value is not None and source not in (None, DVC):
+            raise ValueError(f"only source: {DVC} reads it, and the source is {source}")
+        if value is None and info.field_name == "path" and source == DVC:
+            raise ValueError(f"needed with source: {DVC}, the folder of images that DVC tracks")
+        return value
 
 
 class ModelConfig(Section):

@@ -1,4 +1,6 @@
-"""The two ways a run ends badly, and the exit code each one stands for."""
+"""The two ways a run ends badly, the exit code each one stands for, and how others' errors read."""
+
+import re
 
 
 class InputError(ValueError):
@@ -10,3 +12,13 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """A correct configuration failed while running, e.g. a non-finite loss: exit code 1."""
+
+
+def one_line(error: object) -> str:
+    """The message of a library's error without line breaks and without anyone's password."""
+    return mask_credentials(" ".join(str(error).split()))
+
+
+def mask_credentials(text: str) -> str:
+    """Hide the user and password of every URL."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)

@@ -87,8 +87,14 @@ def scratch() -> Path | None:
 
 
 def pin(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The `data` section with exact references, and what identifies the data behind it now."""
-    return dict(data), ""
+    """The `data` section with exact references, and what changes when the images do.
+
+    Null is left out, as in all parameters of the pipeline.
+    """
+    from vitdc.data.version import pin
+
+    pinned = pin(sections(data=data)["data"])
+    return pinned.config.model_dump(mode="json", exclude_none=True), pinned.version
 
 
 def capped(convergence: Mapping[str, Any], max_rounds: int) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def capped(convergence: Mapping[str, Any], max_rounds: int) -> dict[str, Any]:
 # --- MLflow --------------------------------------------------------------------------------------
 
 
-def start_record(parameters: Mapping[str, Any], **run: str) -> str:
+def start_record(parameters: Mapping[str, Any], **run: Any) -> str:
     """Make the MLflow run of the pipeline run; see `tracking.start_record`."""
     return tracking.start_record(_params(parameters), **run)
 
@@ -189,6 +195,7 @@ def _(dataset: Dataset) -> dict[str, Any]:
         "test_images": len(dataset.test),
         "image_shape": "x".join(map(str, dataset.image_shape)),
         "classes": len(dataset.class_names),
+        **dataset.origin,
     }
 
 

@@ -73,8 +73,10 @@ def _(dataset: Dataset) -> str:
     known = sum(int((split.labels >= 0).sum()) for split in (dataset.train, dataset.test))
     labels = f"{len(dataset.class_names)} classes" if known else "no labels"
     skipped = f", {dataset.num_unreadable} unreadable skipped" if dataset.num_unreadable else ""
+    commit = dataset.origin.get("commit", "")[:7]
+    name = f"{dataset.name} at {commit}" if commit else dataset.name
     return (
-        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images of"
+        f"{name}: {len(dataset.train)} training and {len(dataset.test)} test images of"
         f" {height}x{width}x{channels}, {labels}{skipped}"
     )
 

@@ -23,20 +23,19 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from vitdc import __version__
+from vitdc import __version__, environment
 from vitdc.artifacts import SPLITS, RoundRow
 from vitdc.config import Params, TrackingConfig
-from vitdc.errors import InputError, TrainingError
+from vitdc.errors import InputError, TrainingError, mask_credentials, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +47,10 @@ RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 ROUND_METRICS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
 
 # Where the data came from and how fast: the result does not depend on these, given the content.
-_NOT_IDENTIFYING = ("data.root", "data.endpoint_url", "data.num_workers")
+_NOT_IDENTIFYING = (
+    *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path"),
+    "data.num_workers",
+)
 
 _IDENTITY_TAG = "vitdc.identity"
 _FAILURE_TAG = "vitdc.failure"
@@ -56,6 +58,7 @@ _SUPERSEDES_TAG = "vitdc.supersedes"
 _PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
 _PIPELINE_STATE_TAG = "vitdc.kfp_state"
 _MODEL_TAG = "vitdc.model_uri"
+_ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # of one request; of old servers, too
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -110,7 +113,13 @@ class NullTracker:
 
 
 @contextmanager
-def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Iterator[Tracker]:
+def open_tracker(
+    params: Params,
+    *,
+    dataset_name: str,
+    content_hash: str,
+    origin: Mapping[str, str] | None = None,
+) -> Iterator[Tracker]:
     """Find or make the run that `params` and the data set stand for, and record into it.
 
     Whatever ends the block early, Ctrl-C included, marks the run as failed. A run that ends well
@@ -120,13 +129,14 @@ def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Ite
         params: All parameters; `tracking` says whether and under which names to record.
         dataset_name: `Dataset.name`, for people.
         content_hash: `Dataset.content_hash`.
+        origin: `Dataset.origin`; recorded, but runs on equal content are the same run.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
     """
     tracker: Tracker = NullTracker()
     if params.tracking.enabled:
-        record = _open_record(params, _describe_run(params, dataset_name, content_hash))
+        record = _open_record(params, _describe_run(params, dataset_name, content_hash, origin))
         tracker = MlflowTracker(record)
     try:
         yield tracker
@@ -136,7 +146,12 @@ def open_tracker(params: Params, *, dataset_name: str, content_hash: str) -> Ite
 
 
 def start_record(
-    params: Params, *, dataset_name: str, content_hash: str, pipeline_run_id: str
+    params: Params,
+    *,
+    dataset_name: str,
+    content_hash: str,
+    origin: Mapping[str, str] | None = None,
+    pipeline_run_id: str,
 ) -> str:
     """Find or make the run as `open_tracker` does, and say which pipeline run fills it.
 
@@ -144,6 +159,7 @@ def start_record(
         params: All parameters.
         dataset_name: `Dataset.name`, for people.
         content_hash: `Dataset.content_hash`.
+        origin: `Dataset.origin`.
         pipeline_run_id: Kubeflow's id of the pipeline run.
 
     Returns:
@@ -154,7 +170,7 @@ def start_record(
     """
     if not params.tracking.enabled:
         return ""
-    record = _open_record(params, _describe_run(params, dataset_name, content_hash))
+    record = _open_record(params, _describe_run(params, dataset_name, content_hash, origin))
     record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _PIPELINE_STATE_TAG: "RUNNING"})
     return record.run_id
 
@@ -199,7 +215,7 @@ def end_record(params: Params, *, pipeline_run_id: str, succeeded: bool, reason:
         if run:
             record = RunRecord.resume(client, str(run.info.run_id))
         else:
-            unread = _describe_run(params, "no data", content_hash="")
+            unread = _describe_run(params, "no data", "", None)
             unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
             record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
         state = "SUCCEEDED" if succeeded else "FAILED"
@@ -244,7 +260,7 @@ def find_model(tracking: TrackingConfig, run_id: str) -> str:
             if not found:
                 raise InputError(
                     f"{run_id}: neither an MLflow run nor a pipeline run recorded in experiment"
-                    f" {tracking.experiment!r} at {_mask(client.tracking_uri)}"
+                    f" {tracking.experiment!r} at {mask_credentials(client.tracking_uri)}"
                 ) from None
             run = found
     if _MODEL_TAG not in run.data.tags:
@@ -391,7 +407,7 @@ def _flatten(
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = mask_credentials(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 
@@ -406,6 +422,7 @@ class RunDescription(NamedTuple):
     params: dict[str, str]
     dataset_name: str
     content_hash: str
+    origin: Mapping[str, str]
 
 
 class RunRecord:
@@ -571,36 +588,41 @@ def _create_run(
     tags = {**_run_tags(about), **(extra_tags or {})}
     run = client.create_run(experiment_id, tags=tags, run_name=about.name)
     if about.content_hash:
-        source = json.dumps({"sha256": about.content_hash})
+        source = json.dumps({"sha256": about.content_hash, **about.origin})
         dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
         client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
     return run
 
 
 def _run_tags(about: RunDescription) -> dict[str, str]:
-    return {_IDENTITY_TAG: about.identity, **_provenance()}
+    origin = {f"{_ORIGIN_TAG}{key}": value for key, value in about.origin.items()}
+    return {_IDENTITY_TAG: about.identity, **origin, **_provenance()}
 
 
-def _describe_run(params: Params, dataset_name: str, content_hash: str) -> RunDescription:
+def _describe_run(
+    params: Params, dataset_name: str, content_hash: str, origin: Mapping[str, str] | None
+) -> RunDescription:
     return RunDescription(
         identity=run_identity(params, content_hash=content_hash),
         name=run_name(params, dataset_name=dataset_name),
         params=run_params(params),
         dataset_name=dataset_name,
         content_hash=content_hash,
+        origin=origin or {},
     )
 
 
 def _description_of(run: Run) -> RunDescription:
     """What a recorded run is, read back from its record."""
     datasets = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
-    sources = [json.loads(dataset.source) for dataset in datasets]
+    source = json.loads(datasets[0].source) if datasets else {}
     return RunDescription(
         identity=run.data.tags.get(_IDENTITY_TAG, ""),
         name=run.info.run_name,
         params=dict(run.data.params),
         dataset_name=datasets[0].name if datasets else "",
-        content_hash=sources[0]["sha256"] if sources else "",
+        content_hash=source.pop("sha256", ""),
+        origin=source,
     )
 
 
@@ -635,7 +657,7 @@ def _store() -> Iterator[MlflowClient]:
     with (
         _explaining(
             InputError,
-            problem=f"cannot record runs in MLflow at {_mask(uri)}",
+            problem=f"cannot record runs in MLflow at {mask_credentials(uri)}",
             way_out="set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
         ),
         _patience(retries=1, timeout=10),
@@ -652,7 +674,7 @@ def _check_scheme(uri: str) -> None:
         return
     problem = "MLflow no longer records in folders" if scheme in ("", "file") else "unknown scheme"
     raise InputError(
-        f"MLFLOW_TRACKING_URI={_mask(uri)}: {problem}; valid are sqlite:///FILE.db, http://HOST:PORT"
+        f"MLFLOW_TRACKING_URI={mask_credentials(uri)}: {problem}; valid are sqlite:///FILE.db, http://HOST:PORT"
         " and other databases (postgresql://...)"
     )
 
@@ -747,20 +769,14 @@ def _check_artifacts(file: Path, recorded: str, expected: str, experiment: str) 
     connection.close()
 
 
-@contextmanager
-def _patience(*, retries: int, timeout: int) -> Iterator[None]:
+def _patience(*, retries: int, timeout: int) -> AbstractContextManager[None]:
     """Let a lost server be noticed soon, unless the user chose otherwise; mlflow waits minutes."""
-    limits = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
-    }
-    added = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+    return environment.defaults(
+        {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        }
+    )
 
 
 @contextmanager
@@ -783,10 +799,5 @@ def _reason(error: BaseException) -> str:
 def _one_line(error: BaseException) -> str:
     """The message without line breaks, what was said first and last if it is long."""
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's own error
-    text = _mask(" ".join(str(cause).split()))
+    text = one_line(cause)
     return text if len(text) <= 600 else f"{text[:250]} ... {text[-250:]}"
-
-
-def _mask(text: str) -> str:
-    """Hide the user and password of every URI."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)

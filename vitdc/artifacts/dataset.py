@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -48,6 +48,8 @@ class Dataset:
         content_hash: SHA-256 over images, labels and class names, independent of the source.
         num_unreadable: Images of the source that were skipped.
         path: Where it was loaded from.
+        origin: What says exactly which version of the source was read; with DVC the commit, the
+            content hash, the path and the repository's URL. Empty for sources without versions.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -61,6 +63,7 @@ class Dataset:
     content_hash: str
     num_unreadable: int
     path: Path
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -82,6 +85,7 @@ class Dataset:
             content_hash=metadata["content_hash"],
             num_unreadable=metadata["num_unreadable"],
             path=path,
+            origin=metadata.get("origin", {}),  # older data sets have none
         )
 
     def split(self, name: str) -> Split:
@@ -141,6 +145,7 @@ class DatasetWriter:
         std: Iterable[float],
         content_hash: str,
         num_unreadable: int,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Set the Dataset's other attributes, known when the last image has been added."""
         self.metadata = {
@@ -150,6 +155,7 @@ class DatasetWriter:
             "std": list(std),
             "content_hash": content_hash,
             "num_unreadable": num_unreadable,
+            "origin": dict(origin or {}),
         }
 
     def close(self) -> None:

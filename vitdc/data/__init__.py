@@ -4,9 +4,12 @@ opening     which source a name means
 sources     what every source looks like
 arrays      sources that come as arrays: scikit-learn's digits, torchvision's sets
 files       sources that come as image files: labels from the layout, split, decoding
-folder, s3  where image files can lie
+folder, s3, dvc
+            where image files can lie
+fetching    files that come over a network
 decoding    one image file -> pixels, over all cores
 sampling    stratified, seeded split and subset
+version     what changes when the images behind a configuration do
 statistics  mean, standard deviation and content hash, streaming
 """
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from vitdc.config import DataConfig
 
 # What says where the images lie or how they are read, but not what they are.
-NOT_CONTENT = {"root", "endpoint_url", "num_workers", "max_unreadable"}
+NOT_CONTENT = {"root", "endpoint_url", "repo", "rev", "path", "num_workers", "max_unreadable"}
 
 
 def write_dataset(config: DataConfig, *, output: Path) -> None:
@@ -64,4 +67,5 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
             std=std,
             content_hash=content.hexdigest(source.class_names),
             num_unreadable=source.num_unreadable,
+            origin=source.origin,
         )

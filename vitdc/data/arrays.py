@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import socket
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class ArraySource:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     num_unreadable = 0
+    origin: ClassVar[Mapping[str, str]] = {}
 
     _load: dict[str, Callable[[], LabelledImages]]
     _config: DataConfig

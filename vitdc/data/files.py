@@ -1,4 +1,4 @@
-"""Sources of image files, in a folder or in S3: labels from the layout, split, decoding.
+"""Sources of image files, in a folder, in S3 or in DVC: labels from the layout, split, decoding.
 
 Layout: class sub-folders give labels (files may be nested deeper inside them), a flat folder gives
 none. Both at once is an error, because the images at the top would belong to no class. Hidden
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -49,6 +49,10 @@ class Store(Protocol):
         Raises:
             InputError: The place is not there or may not be listed.
         """
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """As of `Source`; known when `names` have been listed."""
 
     def files(self, names: Sequence[str]) -> Generator[str | bytes]:
         """The files themselves, in the order of `names`: a path or the content of each."""
@@ -97,6 +101,10 @@ class FileSource:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self._pixels.shape
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        return self._store.origin
 
     @property
     def num_unreadable(self) -> int:
@@ -180,26 +188,36 @@ def read_layout(store: Store) -> Layout:
     Raises:
         InputError: There are no images, or the layout is ambiguous.
     """
-    visible = [name for name in store.names() if not is_hidden(name)]
-    names = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
-    ignored = sorted(set(visible).difference(names))
-    if not names:
-        raise InputError(
-            f"{store.location}: no images here ({len(ignored)} other files{_examples(ignored)});"
-            f" images are files ending in {' '.join(EXTENSIONS)}"
-        )
-    _check_encoding(names, store.location)
-    if ignored:
-        logger.warning(
-            "%s: ignored %d files that are no images by their extension%s",
-            store.location,
-            len(ignored),
-            _examples(ignored),
-        )
+    names = select_images(store.names(), store.location)
     class_names = _class_names(names, store.location)
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
     labels = [label_of[name.partition("/")[0]] if label_of else -1 for name in names]
     return Layout(names, np.array(labels, np.int64), class_names)
+
+
+def select_images(names: Iterable[str], location: str) -> list[str]:
+    """The images among `names`, sorted; what is ignored is mentioned.
+
+    Raises:
+        InputError: There are none, or one has a name that cannot be written.
+    """
+    visible = [name for name in names if not is_hidden(name)]
+    images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
+    ignored = sorted(set(visible).difference(images))
+    if not images:
+        raise InputError(
+            f"{location}: no images here ({len(ignored)} other files{_examples(ignored)});"
+            f" images are files ending in {' '.join(EXTENSIONS)}"
+        )
+    _check_encoding(images, location)
+    if ignored:
+        logger.warning(
+            "%s: ignored %d files that are no images by their extension%s",
+            location,
+            len(ignored),
+            _examples(ignored),
+        )
+    return images
 
 
 def is_hidden(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,6 +16,7 @@ class Folder:
     """A folder as a `files.Store`. Links are followed, but not around in a circle."""
 
     chunk_size: ClassVar[int] = 32  # of paths only
+    origin: ClassVar[Mapping[str, str]] = {}
 
     location: str
 
@@ -39,6 +40,10 @@ class Folder:
         """All files that are not hidden, as paths relative to the folder."""
         return list(_walk(self.location, "", frozenset()))
 
+    def states(self) -> dict[str, str]:
+        """Of every file its size and time of change, which change with the content."""
+        return {name: _state(f"{self.location}/{name}") for name in self.names()}
+
     def files(self, names: Sequence[str]) -> Generator[str | bytes]:
         """The files' paths."""
         yield from (f"{self.location}/{name}" for name in names)
@@ -59,3 +64,11 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
             yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
         elif entry.is_file() or entry.is_symlink():  # a broken link is an unreadable image
             yield prefix + entry.name
+
+
+def _state(path: str) -> str:
+    try:
+        status = Path(path).stat()
+    except OSError as error:  # a broken link
+        return str(error.strerror)
+    return f"{status.st_size} {status.st_mtime_ns}"

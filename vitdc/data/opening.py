@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 
-from vitdc.config import DataConfig
+from vitdc.config import DVC, DataConfig
 from vitdc.data.arrays import TORCHVISION_SETS, open_digits, open_torchvision_set
-from vitdc.data.files import FileSource
+from vitdc.data.dvc import TrackedFolder
+from vitdc.data.files import FileSource, Store
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
 from vitdc.data.sources import Source
@@ -21,16 +22,30 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         InputError: The source is unknown, or it is not there, empty or ambiguous.
     """
-    name = config.source
-    if name == DIGITS:
+    store = open_store(config)
+    if store is not None:
+        return FileSource(store, config)
+    if config.source == DIGITS:
         return open_digits(config)
-    if name in TORCHVISION_SETS:
-        return open_torchvision_set(config)
+    return open_torchvision_set(config)
+
+
+def open_store(config: DataConfig) -> Store | None:
+    """The store of image files that `config.source` names; none for sets that come as arrays.
+
+    Raises:
+        InputError: The source is unknown, or its address is not valid.
+    """
+    name = config.source
     if name == FOLDER:
-        return FileSource(Folder.open(config.root), config)
+        return Folder.open(config.root)
     if name.startswith(SCHEME):
-        return FileSource(Bucket.open(name, endpoint_url=config.endpoint_url), config)
-    raise InputError(_unknown_source(name, valid=(DIGITS, FOLDER, *TORCHVISION_SETS)))
+        return Bucket.open(name, endpoint_url=config.endpoint_url)
+    if name == DVC:
+        return TrackedFolder(config)
+    if name == DIGITS or name in TORCHVISION_SETS:
+        return None
+    raise InputError(_unknown_source(name, valid=(DIGITS, FOLDER, DVC, *TORCHVISION_SETS)))
 
 
 def _unknown_source(name: str, *, valid: tuple[str, ...]) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from tqdm import tqdm
 
-from vitdc.data.decoding import ordered_map
-from vitdc.errors import InputError
+from vitdc.data.fetching import CHUNK_SIZE, NUM_THREADS, fetch_all
+from vitdc.errors import InputError, one_line
 
 SCHEME = "s3://"
-NUM_THREADS = 16  # requests at a time
-FETCH_AHEAD = 2 * NUM_THREADS  # objects in memory before they are decoded
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 30  # seconds
 NUM_ATTEMPTS = 3
 
@@ -40,7 +37,8 @@ class Bucket:
         client: Of boto3; threads may share it.
     """
 
-    chunk_size: ClassVar[int] = 4  # of whole objects, which may be photos of many megabytes
+    chunk_size: ClassVar[int] = CHUNK_SIZE
+    origin: ClassVar[Mapping[str, str]] = {}
 
     location: str
     bucket: str
@@ -65,29 +63,31 @@ class Bucket:
 
     def names(self) -> list[str]:
         """All keys relative to the prefix."""
+        return list(self.states())
+
+    def states(self) -> dict[str, str]:
+        """Of every key its size and ETag, which change with the content."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=self.prefix
         )
-        names: list[str] = []
+        states: dict[str, str] = {}
         with (
             _one_clear_line(self.location, self.client.meta.endpoint_url),
             tqdm(desc=f"list {self.location}", unit=" objects", disable=None) as progress,
         ):
             for page in pages:
-                keys = [entry["Key"] for entry in page.get("Contents", ())]
-                names += [key.removeprefix(self.prefix) for key in keys if not key.endswith("/")]
-                progress.update(len(keys))
-        return names
+                entries = page.get("Contents", ())
+                states |= {
+                    entry["Key"].removeprefix(self.prefix): f"{entry['Size']} {entry['ETag']}"
+                    for entry in entries
+                    if not entry["Key"].endswith("/")
+                }
+                progress.update(len(entries))
+        return states
 
     def files(self, names: Sequence[str]) -> Generator[str | bytes]:
         """The objects' contents, fetched by several threads a bounded way ahead."""
-        executor = ThreadPoolExecutor(NUM_THREADS)
-        try:
-            yield from ordered_map(
-                lambda name: executor.submit(self._fetch, name), names, ahead=FETCH_AHEAD
-            )
-        finally:
-            executor.shutdown(cancel_futures=True)
+        return fetch_all(self._fetch, names)
 
     def _fetch(self, name: str) -> bytes:
         """Content of one object. botocore repeats failed requests, but not failed bodies."""
@@ -141,10 +141,10 @@ def _one_clear_line(location: str, endpoint_url: str | None) -> Iterator[None]:
     except (EndpointConnectionError, HTTPClientError) as error:
         raise InputError(
             f"{location}: cannot reach {endpoint_url}; check data.endpoint_url and the network"
-            f" ({_one_line(error)})"
+            f" ({one_line(error)})"
         ) from None
     except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise InputError(f"{location}: {_one_line(error)}") from None
+        raise InputError(f"{location}: {one_line(error)}") from None
 
 
 def _refusal(response: dict[str, Any]) -> str:
@@ -153,8 +153,4 @@ def _refusal(response: dict[str, Any]) -> str:
     advice = ADVICE.get("AccessDenied" if code not in ADVICE and status == 403 else code)
     if advice:
         return f"{advice} ({code})"
-    return f"the store answered {code}: {_one_line(response['Error'].get('Message', ''))}"
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
+    return f"the store answered {code}: {one_line(response['Error'].get('Message', ''))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,6 +28,10 @@ class Source(Protocol):
     """Images that can be streamed once, already split, subset and of their final size."""
 
     class_names: tuple[str, ...]
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """What says exactly which version of its images was read; empty if nothing does."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

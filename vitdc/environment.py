@@ -1,0 +1,19 @@
+"""Environment variables that a library reads, set for as long as it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+
+@contextmanager
+def defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Set the variables that are not set, and take them away again after the block."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
