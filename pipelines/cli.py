@@ -323,3 +323,31 @@ def schedule_command(
     if made.next_time:
         replaced = f"; it replaces {made.replaced} of its name" if made.replaced else ""
         click.echo(f"next run at {made.next_time:%Y-%m-%d %H:%M} UTC{replaced}", err=True)
+
+
+@_with(*PARAMS_OPTIONS)
+@cli.command("import-model")
+@click.argument("run_id")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="New directory for the model, in a DVC repository.",
+)
+@click.option("--push", is_flag=True, help="Also upload it to the default DVC remote.")
+def import_model_command(
+    run_id: str, output: Path, push: bool, params_file: Path, overrides: tuple[str, ...]
+) -> None:
+    """Bring the model of the run RUN_ID under DVC.
+
+    RUN_ID is the id of the MLflow run, or Kubeflow's id of the pipeline run. MLflow
+    (MLFLOW_TRACKING_URI) knows where the model lies; the keys of that store are read from the usual
+    AWS variables.
+    """
+    params = _load(params_file, overrides)
+    from pipelines.models import import_model
+    from vitdc.summary import describe
+
+    trained = import_model(params.tracking, run_id, output, push=push)
+    click.echo(f"{output}: {describe(trained)}")

@@ -23,7 +23,6 @@ STEPS_OF_A_ROUND = ("retrain", "embed", "check", "cluster")
 EVERYTHING = [
     "kubernetes.image=registry.example/team/vitdc@sha256:" + "0123456789abcdef" * 4,
     "kubernetes.image_pull_secrets=[registry]",
-    "kubernetes.scratch_claim=vitdc-scratch",
     "kubernetes.data_claim=images",
     "kubernetes.node_selector={pool: batch}",
     "kubernetes.gpu_selector={gpu: a100}",

@@ -337,9 +337,9 @@ class KubernetesConfig(Section):
     """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; null for none."""
     user: PositiveInt = 10001
     """User and group id of every container; never root."""
-    scratch_claim: str | None = None
-    """PersistentVolumeClaim for unfinished training: a pod that was killed continues from it. Null
-    starts the training again."""
+    scratch_claim: str | None = "vitdc-scratch"
+    """PersistentVolumeClaim for unfinished training: a task that is tried again continues from it.
+    Null for none, then it starts anew."""
     data_claim: str | None = None
     """PersistentVolumeClaim with images for `data.source: folder`, mounted read-write at `/data`
     in the tasks that read images; null for none."""

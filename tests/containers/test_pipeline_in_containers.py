@@ -1,0 +1,76 @@
+"""The whole pipeline on the digits, a hardened container per task, as a cluster would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "-Skubernetes.image=localhost/vitdc:test"
+SAME = ("clusters.csv", "rounds.csv", "metrics.json", "report.html")
+
+
+def pipelines(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path, image: str, docker_host: str) -> Path:
+    """A directory with the parameters of the demo, from which containers are started."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest's are for root alone
+        parent.chmod(0o755)
+    return tmp_path
+
+
+def test_the_digits_pipeline_gives_in_containers_what_it_gives_in_one_process(
+    project: Path,
+) -> None:
+    done = pipelines(project, "run", "--runner", "container", "--output", "inside", IMAGE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    vitdc = Path(sys.executable).with_name("vitdc")
+    outside = [vitdc, "run", "--output", "outside", "-S", "tracking.enabled=false"]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run(outside, cwd=project, env=environment, check=True, capture_output=True)
+    for name in SAME:
+        inside = (project / "inside" / name).read_bytes()
+        assert inside == (project / "outside" / "results" / name).read_bytes(), name
+    assert json.loads((project / "inside" / "metrics.json").read_text())["test"]["nmi"] >= 0.9
+    assert (project / ".kfp" / "mlflow.db").stat().st_uid == 10001
+
+
+def test_a_container_that_fails_at_once_is_a_failure(project: Path) -> None:
+    """KFP's own runner takes a container that is gone already for a success."""
+    done = pipelines(
+        project, "run", "--runner", "container", "--output", "out", IMAGE,
+        "-S", "data.source=folder", "-S", "data.root=.", "-S", "data.image_size=8",
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "find the data: " in line
+    assert "no image" in line
+    assert not (project / "out").exists()
+
+
+def test_an_image_that_does_not_exist_is_told_in_one_line(project: Path) -> None:
+    image = "-Skubernetes.image=localhost/no-such-image:1"
+    done = pipelines(project, "run", "--runner", "container", "--output", "out", image)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "there is no image localhost/no-such-image:1" in line
+    assert "make image" in line
