@@ -465,3 +465,40 @@ def test_other_weights_at_the_same_path_are_another_origin(
         )
         digests.append(artifacts.made_by(tmp_path / "pretrained")["pretrained_sha256"])
     assert digests[0] != digests[1]
+
+
+def test_evaluate_keeps_to_its_threads_in_a_process_that_has_not_loaded_torch_yet(
+    toy_run: ToyRun, tmp_path: Path
+) -> None:
+    """Kubeflow and DVC evaluate in a process of its own, `vitdc run` in one that has trained."""
+    program = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import toys
+from vitdc import evaluation, loop, steps
+
+report_data = evaluation.report_data
+
+def watched(*args, **kwargs):
+    import torch
+    print("threads", torch.get_num_threads())
+    return report_data(*args, **kwargs)
+
+evaluation.report_data = watched
+assert "torch" not in sys.modules
+rounds = Path({str(toy_run.rounds)!r})
+steps.evaluate(
+    dataset=Path({str(toy_run.dataset)!r}),
+    **loop.round_arguments(loop.round_directories(rounds)),
+    evaluation=toys.EVALUATION,
+    compute=toys.COMPUTE,
+    seed=0,
+    output=Path({str(tmp_path / "results")!r}),
+)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "threads 1\n" in done.stdout
+    assert contents(tmp_path / "results") == contents(toy_run.results)

@@ -381,6 +381,7 @@ def evaluate(
     from vitdc.device import limited_threads, resolve_device
     from vitdc.seeding import derive_seed
 
+    device = resolve_device(compute)  # loads torch, which only then can be held to its threads
     images, history = Dataset.load(dataset), Round.load(round)
     paths = dict(zip(ROUNDS_OF_EVALUATE, (initial, previous, last), strict=True))
     numbers = (0, history.current.round - 1, history.current.round)
@@ -410,7 +411,7 @@ def evaluate(
                 [dataset, initial.checkpoint, initial.clustering, round], evaluation
             ),
             config=evaluation,
-            device=resolve_device(compute),
+            device=device,
             seed=seed,
         )
     figures = report.build_figures(data)
