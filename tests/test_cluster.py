@@ -11,6 +11,8 @@ import ipaddress
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -749,3 +751,49 @@ def test_logging_of_libraries_stays_out_of_the_way(
     kubeflow.answers = failing(503, 1, "/runs/")
     watch(kubeflow, submitted.run_id)
     assert not caplog.records
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_submit_prints_the_url_and_waits_if_asked(kubeflow: Kubeflow) -> None:
+    done = call("submit", "--host", kubeflow.url, "-S", "joint.gamma=0.25", "--wait")
+    assert done.returncode == 0, done.stderr
+    (run_id,) = kubeflow.runs
+    assert done.stdout == f"{kubeflow.url}/#/runs/details/{run_id}\n"
+    assert "succeeded" in done.stderr
+    assert kubeflow.runs[run_id]["runtime_config"]["parameters"]["joint"]["gamma"] == 0.25
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_exit_code_1_and_a_refused_token_exit_code_2(kubeflow: Kubeflow) -> None:
+    kubeflow.progress = [("FAILED", {"embed": "FAILED"})]
+    kubeflow.task_errors = {"embed": "out of memory"}
+    done = call("submit", "--host", kubeflow.url, "--wait")
+    assert done.returncode == 1
+    assert "embed (round 0)" in done.stderr.splitlines()[-1]
+    kubeflow.token = TOKEN
+    done = call("submit", "--host", kubeflow.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert "token is missing" in line
+
+
+@pytest.mark.slow
+def test_schedule_says_when_the_next_run_is(kubeflow: Kubeflow) -> None:
+    done = call("schedule", "--host", kubeflow.url, "--cron", "0 3 * * 1", "--name", "weekly")
+    assert done.returncode == 0, done.stderr
+    assert "/#/recurringrun/details/" in done.stdout
+    assert "next run at" in done.stderr
+    assert kubeflow.recurring_runs[0]["display_name"] == "weekly"

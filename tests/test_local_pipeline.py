@@ -12,7 +12,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -380,3 +380,47 @@ def test_bad_input_ends_in_one_line_that_says_what_to_do(tmp_path: Path, case: s
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.strip().splitlines()
     assert said in line
+
+
+# --- data by version ---------------------------------------------------------------------------
+
+
+def test_a_later_run_takes_the_newest_version_of_the_data_and_nothing_else(
+    tmp_path: Path, write_images: Callable[..., Path]
+) -> None:
+    """What a schedule does: the same parameters again, while the images move on."""
+    project = make_project(tmp_path)
+    images = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(12)]
+    write_images(*images, folder="data/images")
+
+    def git_and_dvc(*commands: str) -> None:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        for command in commands:
+            subprocess.run(
+                command.split(), cwd=tmp_path / "data", env={**os.environ, "PATH": path}, check=True
+            )
+
+    git_and_dvc(
+        "git init -q -b main", "git config user.email t@example.org", "git config user.name t",
+        "dvc init -q", "dvc add -q images", "git add .", "git commit -q -m one",
+    )  # fmt: skip
+    options = (
+        "data={source: dvc, repo: data, path: images, image_size: 8}",
+        "clustering.num_clusters=2",
+        "convergence.max_rounds=1",
+    )
+    first = project.run("one", *options)
+    assert first.code == 0, first.errors
+    again = project.run("two", *options)
+    assert again.tasks["prepare"] == again.tasks["retrain (round 1)"] == "cached"
+
+    write_images("cat/new.png", folder="data/images")
+    git_and_dvc("dvc add -q images", "git commit -q -a -m two")
+    third = project.run("three", *options)
+    assert {"prepare", "retrain (round 1)"} <= third.ran
+    rows = [len((run.output / "clusters.csv").read_text().splitlines()) for run in (first, third)]
+    assert rows == [1 + 24, 1 + 25]
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path / "data", text=True)
+    commits = {tags.get("vitdc.data.commit") for _, tags in active_runs(tmp_path)}
+    assert head.strip() in commits
+    assert len(commits) == 2
