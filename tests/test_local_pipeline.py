@@ -18,22 +18,13 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from toys import SMALL_PARAMS
 
 ROOT = Path(__file__).parent.parent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SMALL = {
-    "seed": 0,
-    "data": {"source": "digits", "max_train": 300, "max_test": 100},
-    "model": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
-    "pretraining": {"epochs": 2, "learning_rate": 0.003},
-    "clustering": {"num_clusters": 10, "num_restarts": 2},
-    "joint": {"epochs": 1, "gamma": 0.1},
-    "convergence": {"epsilon": 0.0, "max_rounds": 4},
-    "evaluation": {"decoder_steps": 5, "map_points": 50, "gallery_size": 4},
-    "compute": {"device": "cpu", "num_threads": 1},
-}
+SMALL = {**SMALL_PARAMS, "convergence": {"epsilon": 0.0, "max_rounds": 4}}
 RESULTS = ("clusters.csv", "rounds.csv", "metrics.json", "report.html", "artifact.json")
 
 # Loaded by every Python that starts in the tests: writes down which modules a task imported.

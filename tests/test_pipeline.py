@@ -16,23 +16,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toys import SMALL_PARAMS
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-SMALL = {
-    "seed": 0,
-    "data": {"source": "digits", "max_train": 300, "max_test": 100},
-    "model": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
-    "pretraining": {"epochs": 2, "learning_rate": 0.003},
-    "clustering": {"num_clusters": 10, "num_restarts": 2},
-    "joint": {"epochs": 1, "gamma": 0.1},
-    "convergence": {"epsilon": 0.0, "max_rounds": 2},
-    "evaluation": {"decoder_steps": 5, "map_points": 50, "gallery_size": 4},
-    "compute": {"device": "cpu", "num_threads": 1},
-}
 
 
 def call(directory: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -55,7 +44,7 @@ def make_repository(directory: Path) -> Path:
     directory.mkdir()
     shutil.copy(ROOT / "dvc.yaml", directory)
     shutil.copy(ROOT / ".gitignore", directory)
-    (directory / "params.yaml").write_text(yaml.safe_dump(SMALL))
+    (directory / "params.yaml").write_text(yaml.safe_dump(SMALL_PARAMS))
     call(directory, "git", "init", "--quiet")
     call(directory, "git", "config", "user.email", "test@example.org")
     call(directory, "git", "config", "user.name", "test")

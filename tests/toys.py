@@ -29,6 +29,20 @@ COMPUTE = ComputeConfig(device="cpu", num_threads=1, embedding_batch_size=20)
 EVALUATION = EvaluationConfig(decoder_steps=2, gallery_size=2, map_points=20)
 
 
+SMALL_PARAMS = {
+    "seed": 0,
+    "data": {"source": "digits", "max_train": 300, "max_test": 100},
+    "model": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+    "pretraining": {"epochs": 2, "learning_rate": 0.003},
+    "clustering": {"num_clusters": 10, "num_restarts": 2},
+    "joint": {"epochs": 1, "gamma": 0.1},
+    "convergence": {"epsilon": 0.0, "max_rounds": 2},
+    "evaluation": {"decoder_steps": 5, "map_points": 50, "gallery_size": 4},
+    "compute": {"device": "cpu", "num_threads": 1},
+}
+"""A params.yaml that every runner is done with in seconds."""
+
+
 class ToyRun(NamedTuple):
     """A finished run of the whole method on the toy images."""
 
