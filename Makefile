@@ -81,4 +81,4 @@ lock: pyproject.toml  ## resolve the dependencies again; the image has a lock of
 		--constraints requirements.lock pyproject.toml --output-file requirements-image.lock
 
 clean:  ## remove results and unfinished work; data, MLflow runs and the DVC cache stay
-	rm -rf outputs results .scratch
+	rm -rf outputs results .scratch .kfp
