@@ -80,7 +80,8 @@ def run_pipeline(
         runner or local.SubprocessRunner(use_venv=False),
         pipeline_root=str(root),
         enable_caching=params.kubernetes.caching,
-        cache_root=str(root / "cache"),
+        # KFP does not tell a result of a container from one of a process
+        cache_root=str(root / "cache" / ("container" if runner else "process")),
     )
     variables = {SCRATCH_VARIABLE: str(root / "scratch"), "PYTHONUNBUFFERED": "1"}
     pipeline = build(params, local=True)
