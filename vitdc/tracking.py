@@ -28,6 +28,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -433,7 +434,6 @@ class RunRecord:
         self._run = run
         self._description = description
         self._told: Points = {}
-        self._recorded = self._read()
         self._write_params()
 
     @classmethod
@@ -465,6 +465,15 @@ class RunRecord:
     @property
     def run_id(self) -> str:
         return str(self._run.info.run_id)
+
+    @cached_property
+    def _recorded(self) -> Points:
+        """All points that are recorded (one request per metric, none for a new run)."""
+        return {
+            Point(key, metric.step): metric.value
+            for key in self._run.data.metrics
+            for metric in self._client.get_metric_history(self.run_id, key)
+        }
 
     def add(self, points: Points) -> None:
         """Record the points that are not there yet."""
@@ -514,14 +523,6 @@ class RunRecord:
             return
         self._client.set_tag(self.run_id, _FAILURE_TAG, _text(reason))
         self._client.set_terminated(self.run_id, "FAILED")
-
-    def _read(self) -> Points:
-        """All points that are recorded (one request per metric, none for a new run)."""
-        return {
-            Point(key, metric.step): metric.value
-            for key in self._run.data.metrics
-            for metric in self._client.get_metric_history(self.run_id, key)
-        }
 
     def _write(self, points: Points) -> None:
         from mlflow.entities import Metric
