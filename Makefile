@@ -14,12 +14,13 @@ REVISION = $(shell git describe --always --dirty --abbrev=40 --exclude '*' 2> /d
 IMAGE ?= localhost/vitdc:$(VERSION)
 ENGINE ?= $(firstword $(foreach engine,podman docker,$(if $(shell command -v $(engine)),$(engine))))
 BASE_IMAGE ?=
+PUSH_OPTIONS ?=
 # certificates and a package index of your own, passed as secrets that leave nothing in the image
 PACKAGE_CA ?= $(or $(SSL_CERT_FILE),$(PIP_CERT))
 export PACKAGE_INDEX ?= $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-containers image lint format lock clean
+.PHONY: help setup demo ui test test-containers image push lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -63,6 +64,11 @@ image:  ## build the container image (IMAGE=name BASE_IMAGE=name ENGINE=podman o
 		$(if $(PACKAGE_INDEX),--secret id=index$(,)env=PACKAGE_INDEX) .
 	@$(ENGINE) image inspect $(IMAGE) \
 		--format '$(IMAGE){{println}}id {{.Id}}{{println}}{{.Size}} bytes'
+
+push:  ## push the image IMAGE=registry/name:tag, and print the digest that `submit --image` takes
+	$(ENGINE) push $(PUSH_OPTIONS) $(IMAGE)
+	@name=$(IMAGE); $(ENGINE) image inspect $(IMAGE) \
+		--format '{{range .RepoDigests}}{{println .}}{{end}}' | grep "^$${name%:*}@"
 
 lint: setup  ## ruff and mypy, as in pre-commit and CI
 	ruff check .
