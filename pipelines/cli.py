@@ -192,6 +192,7 @@ def run_command(
     from vitdc.summary import summarize
 
     if runner == "container":
+        params = containers.with_absolute_paths(params)
         with containers.container_runner(params, root=root, network=network) as containers_runner:
             finished = local.run_pipeline(
                 params, output=output, root=root, runner=containers_runner

@@ -16,7 +16,7 @@ from unittest import mock
 
 from components.base import IMAGE
 from vitdc.config import Params
-from vitdc.errors import InputError
+from vitdc.errors import InputError, one_line
 from vitdc.kubeflow import SCRATCH_VARIABLE
 
 _PASSED_ON = ("MLFLOW_", "AWS_")
@@ -32,7 +32,8 @@ def container_runner(params: Params, *, root: Path, network: str) -> Iterator[An
         network: Name of the containers' network, e.g. `none` or `host`.
 
     Raises:
-        InputError: No container engine answers, or the image is not there.
+        InputError: No container engine answers, the image is not there, or the tasks could not
+            reach what MLFLOW_TRACKING_URI names.
     """
     import docker
     from kfp import local
@@ -42,6 +43,7 @@ def container_runner(params: Params, *, root: Path, network: str) -> Iterator[An
     _check_image(docker, image)
     root = root.absolute()
     root.mkdir(parents=True, exist_ok=True)
+    environment = _environment(root)
     user = params.kubernetes.user
     if os.getuid() == 0:
         os.chown(root, user, user)
@@ -55,11 +57,35 @@ def container_runner(params: Params, *, root: Path, network: str) -> Iterator[An
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         tmpfs={"/tmp": ""},  # noqa: S108
-        environment=_environment(root),
-        mounts=_data_mount(docker, params),
+        environment=environment,
+        mounts=[
+            docker.types.Mount(folder, folder, type="bind", read_only=True)
+            for folder in (params.data.root, params.data.repo)
+            if folder and Path(folder).is_absolute()
+        ],
     )
-    with mock.patch.object(docker_task_handler, "run_docker_container", run_container):
+    with (
+        mock.patch.object(docker_task_handler, "run_docker_container", run_container),
+        mock.patch.dict(os.environ, environment),
+    ):
         yield runner
+
+
+def with_absolute_paths(params: Params) -> Params:
+    """The parameters with paths that mean the same in a container, where they are mounted.
+
+    Raises:
+        InputError: A path does not exist.
+    """
+    found = {}
+    for name in ("root", "repo"):
+        value = getattr(params.data, name)
+        if value and ":" not in value:
+            found[name] = str(Path(value).expanduser().absolute())
+            if not Path(found[name]).exists():
+                raise InputError(f"data.{name}: {value}: no such folder")
+    data = params.data.model_copy(update=found)
+    return params.model_copy(update={"data": data})
 
 
 def run_container(
@@ -90,7 +116,7 @@ def _check_image(docker: Any, image: str) -> None:
     except docker.errors.DockerException as error:
         where = os.environ.get("DOCKER_HOST", "its default socket")
         raise InputError(
-            f"--runner container: no container engine answers at {where} ({_one_line(error)});"
+            f"--runner container: no container engine answers at {where} ({one_line(error)});"
             " start Docker, or `podman system service` with DOCKER_HOST set to its socket"
         ) from None
     try:
@@ -102,7 +128,7 @@ def _check_image(docker: Any, image: str) -> None:
         client.images.pull(image)
     except docker.errors.DockerException as error:
         raise InputError(
-            f"kubernetes.image: there is no image {image} ({_one_line(error)}); `make image`"
+            f"kubernetes.image: there is no image {image} ({one_line(error)}); `make image`"
             f" builds {IMAGE}"
         ) from None
     finally:
@@ -111,20 +137,13 @@ def _check_image(docker: Any, image: str) -> None:
 
 def _environment(root: Path) -> dict[str, str]:
     """What tasks are told: where unfinished training goes, and the stores that the user chose."""
+    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("sqlite"):
+        raise InputError(
+            "MLFLOW_TRACKING_URI: containers do not see a database file of this machine; unset it"
+            f" (they record in {root / 'mlflow.db'}), or name a server and --network host"
+        )
     return {
         SCRATCH_VARIABLE: str(root / "scratch"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
         **{name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
     }
-
-
-def _data_mount(docker: Any, params: Params) -> list[Any]:
-    """The folder of images, read-only and under its own path."""
-    if not params.data.root:
-        return []
-    folder = str(Path(params.data.root).absolute())
-    return [docker.types.Mount(folder, folder, type="bind", read_only=True)]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

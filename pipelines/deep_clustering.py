@@ -17,6 +17,7 @@ from vitdc.artifacts import CONTINUE
 from vitdc.config import Params
 
 NAME = "deep-clustering"
+START_RECORD = "start the record"
 
 
 def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: Configure) -> Any:
@@ -79,7 +80,7 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
                     data=found["data"],
                     **parameters,
                 ),
-                "start the record",
+                START_RECORD,
             ).output
             rounds = _Rounds(parameters, prepared["dataset"], record, code, configure, max_rounds)
             rounds.add_first()

@@ -23,7 +23,8 @@ from kfp import dsl, local
 from kfp.local.orchestrator import task_executor
 
 from pipelines.compiling import build
-from vitdc import artifacts
+from pipelines.deep_clustering import START_RECORD
+from vitdc import artifacts, tracking
 from vitdc.artifacts import Evaluation
 from vitdc.config import Params
 from vitdc.errors import TrainingError
@@ -56,7 +57,6 @@ def run_pipeline(
     output: Path,
     root: Path = DEFAULT_ROOT,
     runner: Any = None,
-    environment: dict[str, str] | None = None,
 ) -> Finished:
     """Run the pipeline and copy its results to `output`.
 
@@ -66,7 +66,6 @@ def run_pipeline(
         root: Directory for the artifacts of all tasks, the cache that later runs use, unfinished
             training and the logs.
         runner: A runner of `kfp.local`; by default every task is a process of this Python.
-        environment: Environment variables for the tasks of a process runner.
 
     Raises:
         InputError: `output` holds something that is not ours to replace.
@@ -87,7 +86,7 @@ def run_pipeline(
     pipeline = build(params, local=True)
     with (
         log.open("w", encoding="utf-8") as file,
-        mock.patch.dict(os.environ, {**variables, **(environment or {})}),
+        mock.patch.dict(os.environ, variables),
         _watching(file, sys.stdout) as watch,
     ):
         try:
@@ -95,6 +94,9 @@ def run_pipeline(
         except RuntimeError:
             reason = watch.failure or "KFP could not run it"
             raise TrainingError(f"the pipeline failed: {reason}; all logs are in {log}") from None
+        except KeyboardInterrupt:  # which KFP's exit handler does not see
+            tracking.resume_record(watch.record).failed("interrupted")
+            raise
     assert watch.results is not None, "a pipeline that succeeds has evaluated"
     artifacts.copy(watch.results, output)
     return Finished(Evaluation.load(output), log, watch.seconds)
@@ -105,12 +107,14 @@ class _Watch(io.TextIOBase):
 
     Attributes:
         results: Where the evaluation left its results.
+        record: Id of the MLflow run, empty as long as there is none.
         seconds: How long each task took.
         failure: The first failed task, and its own error.
     """
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
         self.results: Path | None = None
+        self.record = ""
         self.failure: str | None = None
         self.seconds: dict[str, float] = {}
         self._log = log
@@ -145,6 +149,8 @@ class _Watch(io.TextIOBase):
             error = _OURS.sub("", self._error) or "no error message"
             self.failure = self.failure or f"{name}: {error}"
             said = ["FAILED"]
+        if name == START_RECORD:
+            self.record = str(outputs.get("Output", ""))
         if "results" in outputs:
             self.results = Path(outputs["results"].path)
         self._clear()

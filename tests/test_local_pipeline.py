@@ -9,9 +9,11 @@ import itertools
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -334,6 +336,36 @@ def test_a_failing_task_is_named_with_its_own_error_and_recorded(tmp_path: Path)
     assert printed, "the task's own error is in its log"
     after = log.split(printed[-1])[1].splitlines()
     assert not any(text.startswith("    ") and text.strip() for text in after[:4])
+
+
+def test_ctrl_c_leaves_nothing_half_written_and_is_recorded(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "run", "--output", "out", "-S", "joint.epochs=100000"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # its process group is that of its tasks, too
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / ".kfp" / "scratch").glob("retrain-*")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "no epoch was finished"
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.strip() == "vitdc: interrupted; nothing half-written is left"
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / ".kfp").glob("*/*/.*.partial"))
+    if "start the record" in printed:
+        ((status, _),) = active_runs(tmp_path).values()
+        assert status == "FAILED"
 
 
 def test_a_killed_training_is_tried_again_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
