@@ -2,9 +2,10 @@
 
 A component is the step of its name with KFP's types: artifacts come in and go out, sections of
 `params.yaml` are dict parameters. Its body runs alone in a container, so it imports what it needs
-itself, and `task.py` does what all bodies share. Two parameters are not the step's:
+itself; `vitdc.kubeflow` does what all bodies share. Two parameters are not the step's:
 
-`code` is a hash of the code that is to run. KFP's caches know parameters and inputs, not code.
+`code` is a hash of the code that is to run. KFP's caches know parameters and inputs, not code; and
+an image that holds other code refuses to run.
 
 A round's checkpoint, embeddings and clustering travel as one artifact, the `state` of the round
 that `cluster` writes (a directory as `vitdc.artifacts.RoundPaths` lays it out): every artifact that

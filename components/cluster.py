@@ -23,7 +23,7 @@ def cluster(
 
     from vitdc import artifacts, kubeflow, steps
 
-    with kubeflow.reporting():
+    with kubeflow.reporting(code):
         made = steps.cluster(
             dataset=Path(dataset.path),
             embeddings=Path(embeddings.path),

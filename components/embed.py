@@ -18,7 +18,7 @@ def embed(
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting():
+    with kubeflow.reporting(code):
         made = steps.embed(
             dataset=Path(dataset.path),
             checkpoint=Path(checkpoint.path),

@@ -21,7 +21,7 @@ def pretrain(
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting():
+    with kubeflow.reporting(code):
         made = steps.pretrain(
             dataset=Path(dataset.path),
             **kubeflow.sections(model=model, pretraining=pretraining, compute=compute),

@@ -21,7 +21,7 @@ def retrain(
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting():
+    with kubeflow.reporting(code):
         made = steps.retrain(
             dataset=Path(dataset.path),
             checkpoint=kubeflow.state(before).checkpoint,

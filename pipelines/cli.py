@@ -5,6 +5,7 @@ kfp is imported by the commands that need it, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -74,6 +75,13 @@ def main() -> NoReturn:
     run_group(cli, prog_name="python -m pipelines")
 
 
+def _object_name(value: str | None) -> str | None:
+    """A name that Kubernetes takes."""
+    if value is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", value):
+        raise click.BadParameter("use small letters, digits and dashes only")
+    return value
+
+
 def _with(*options: click.Option) -> Callable[[click.Command], click.Command]:
     """Add options that several commands have."""
 
@@ -116,7 +124,12 @@ def _load(params_file: Path, overrides: tuple[str, ...], image: str | None = Non
     help="`ir` is what KFP's UI and API take; `manifests` are Kubernetes objects (Pipeline and"
     " PipelineVersion) for kubectl and GitOps.",
 )
-@click.option("--namespace", metavar="NAME", help="Namespace of the Kubernetes objects.")
+@click.option(
+    "--namespace",
+    metavar="NAME",
+    callback=lambda ctx, param, value: _object_name(value),
+    help="Namespace of the Kubernetes objects.",
+)
 def compile_command(
     max_rounds: int | None,
     output: Path,
@@ -193,6 +206,7 @@ def run_command(
 
     if runner == "container":
         params = containers.with_absolute_paths(params)
+        root = root / "containers"
         with containers.container_runner(params, root=root, network=network) as containers_runner:
             finished = local.run_pipeline(
                 params, output=output, root=root, runner=containers_runner
@@ -207,7 +221,10 @@ def run_command(
 @click.option("--run-name", metavar="NAME", help="Name of the run (default: one with the time).")
 @click.option("--wait", is_flag=True, help="Follow the run, and exit by its outcome.")
 @click.option(
-    "--timeout", type=float, metavar="SECONDS", help="With --wait: stop following after this time."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="With --wait: stop following after this time.",
 )
 def submit_command(
     host: str | None,
@@ -242,7 +259,12 @@ def submit_command(
 @_with(*CLUSTER_OPTIONS)
 @cli.command("follow")
 @click.argument("run_id")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Stop following after this time.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop following after this time.",
+)
 def follow_command(
     host: str | None,
     namespace: str | None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,26 +16,13 @@ from kfp import compiler
 from pipelines.deep_clustering import NAME, build_pipeline
 from pipelines.sharing import share_components
 from pipelines.tasks import Configure
+from vitdc.code import code_version
 from vitdc.config import Params
-from vitdc.errors import InputError
+from vitdc.errors import InputError, mask_credentials
 
 MAX_BYTES = 700_000
 """Largest specification that is compiled. Kubeflow makes an Argo object of about twice the size of
 it, to which the run's status is added, and etcd refuses requests of more than 1.5 MiB."""
-
-ROOT = Path(__file__).parent.parent
-_CODE = ("vitdc/**/*.py", "vitdc/**/*.html", "vitdc/**/*.css", "components/*.py")
-
-
-def code_version() -> str:
-    """Hash of the code that the tasks run and of the locked versions of what it imports."""
-    files = sorted(path for pattern in _CODE for path in ROOT.glob(pattern))
-    files += [path for path in (ROOT / "requirements.lock",) if path.is_file()]
-    state = hashlib.sha256()
-    for path in files:
-        state.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
-        state.update(hashlib.sha256(path.read_bytes()).digest())
-    return state.hexdigest()[:16]
 
 
 def build(params: Params, *, max_rounds: int | None = None, local: bool = False) -> Any:
@@ -45,8 +34,14 @@ def build(params: Params, *, max_rounds: int | None = None, local: bool = False)
         local: For KFP's local runners, which need nothing of a cluster.
 
     Raises:
-        InputError: `max_rounds` is not at least 1, or less than `convergence.max_rounds`.
+        InputError: `max_rounds` is not at least 1, or less than `convergence.max_rounds`, or
+            `data.repo` has a password in it.
     """
+    if params.data.repo and mask_credentials(params.data.repo) != params.data.repo:
+        raise InputError(
+            "data.repo: its user or password would stand in the pipeline and in its logs; use an"
+            " ssh:// address, or give the tasks a .netrc or a git credential"
+        )
     wanted = params.convergence.max_rounds
     if max_rounds is None:
         max_rounds = wanted
@@ -100,23 +95,25 @@ def write(
         namespace=namespace,
         include_pipeline_manifest=True,
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        compiled = Path(directory) / "pipeline.yaml"
         compiler.Compiler().compile(
             pipeline,
-            str(output),
+            str(compiled),
             kubernetes_manifest_format=manifests,
             kubernetes_manifest_options=options if manifests else None,
         )
-    except OSError as error:
-        raise InputError(f"--output {output}: cannot be written: {error.strerror}") from None
-    size = output.stat().st_size
-    if size > MAX_BYTES:
-        output.unlink()
-        raise InputError(
-            f"--max-rounds: the compiled pipeline has {size:,} bytes, a cluster takes no more than"
-            f" {MAX_BYTES:,}; compile fewer rounds"
-        )
+        size = compiled.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(
+                f"--max-rounds: the compiled pipeline has {size:,} bytes, a cluster takes no more"
+                f" than {MAX_BYTES:,}; compile fewer rounds"
+            )
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(compiled, output)
+        except OSError as error:
+            raise InputError(f"--output {output}: cannot be written: {error.strerror}") from None
     return size
 
 

@@ -42,7 +42,10 @@ def container_runner(params: Params, *, root: Path, network: str) -> Iterator[An
     image = params.kubernetes.image or IMAGE
     _check_image(docker, image)
     root = root.absolute()
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--root {root}: cannot be written: {error.strerror}") from None
     environment = _environment(root)
     user = params.kubernetes.user
     if os.getuid() == 0:

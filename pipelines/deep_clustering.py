@@ -71,7 +71,7 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
                 components.prepare(data=found["data"], version=found["version"], code=code),
                 "prepare",
             ).outputs
-            record = configure.task(
+            started = configure.task(
                 components.start_record(
                     dataset_name=prepared["name"],
                     content_hash=prepared["content_hash"],
@@ -81,9 +81,11 @@ def build_pipeline(defaults: Params, *, max_rounds: int, code: str, configure: C
                     **parameters,
                 ),
                 START_RECORD,
-            ).output
-            rounds = _Rounds(parameters, prepared["dataset"], record, code, configure, max_rounds)
-            rounds.add_first()
+            )
+            rounds = _Rounds(
+                parameters, prepared["dataset"], started.output, code, configure, max_rounds
+            )
+            rounds.add_first(after=started)
 
     return deep_clustering
 
@@ -109,9 +111,15 @@ class _Rounds:
     configure: Configure
     max_rounds: int
 
-    def add_first(self) -> None:
-        """The initial training and clustering, and everything after it."""
-        checkpoint = self._task(components.pretrain, 0, dataset=self.dataset).outputs["checkpoint"]
+    def add_first(self, *, after: Any) -> None:
+        """The initial training and clustering, and everything after it.
+
+        Args:
+            after: The task that has to be done before: where nothing can be recorded, nothing
+                should be trained for hours.
+        """
+        trained = self._task(components.pretrain, 0, dataset=self.dataset).after(after)
+        checkpoint = trained.outputs["checkpoint"]
         embeddings = self._embed(0, checkpoint)
         initial = self._cluster(0, checkpoint, embeddings)
         self._add(1, initial=initial, before=initial, history=None)

@@ -8,9 +8,11 @@ the results in a directory.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 from unittest import mock
 
+import psutil
 from kfp import dsl, local
 from kfp.local.orchestrator import task_executor
 
@@ -27,7 +30,7 @@ from pipelines.deep_clustering import START_RECORD
 from vitdc import artifacts, tracking
 from vitdc.artifacts import Evaluation
 from vitdc.config import Params
-from vitdc.errors import TrainingError
+from vitdc.errors import InputError, TrainingError, one_line
 from vitdc.kubeflow import SCRATCH_VARIABLE
 
 DEFAULT_ROOT = Path(".kfp")
@@ -68,38 +71,108 @@ def run_pipeline(
         runner: A runner of `kfp.local`; by default every task is a process of this Python.
 
     Raises:
-        InputError: `output` holds something that is not ours to replace.
+        InputError: `output` or `root` cannot be written, or `output` holds something that is not
+            ours to replace, or another run is using `root`.
         TrainingError: A task failed; its own error is part of the message.
     """
-    artifacts.check_replaceable(output)
     root = root.absolute()
-    log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    local.init(
-        runner or local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(root),
-        enable_caching=params.kubernetes.caching,
-        # KFP does not tell a result of a container from one of a process
-        cache_root=str(root / "cache" / ("container" if runner else "process")),
-    )
-    variables = {SCRATCH_VARIABLE: str(root / "scratch"), "PYTHONUNBUFFERED": "1"}
+    _check_output(output, root)
     pipeline = build(params, local=True)
+    log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}.txt"
+    variables = {SCRATCH_VARIABLE: str(root / "scratch"), "PYTHONUNBUFFERED": "1"}
     with (
-        log.open("w", encoding="utf-8") as file,
+        _exclusive(root),
+        _private_file(log) as file,
         mock.patch.dict(os.environ, variables),
+        _ending_tasks(),
         _watching(file, sys.stdout) as watch,
     ):
+        local.init(
+            runner or local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(root),
+            enable_caching=params.kubernetes.caching,
+            cache_root=str(root / "cache"),
+        )
         try:
             pipeline()
-        except RuntimeError:
-            reason = watch.failure or "KFP could not run it"
-            raise TrainingError(f"the pipeline failed: {reason}; all logs are in {log}") from None
-        except KeyboardInterrupt:  # which KFP's exit handler does not see
+        except (KeyboardInterrupt, SystemExit):  # KFP's exit handler does not see these
             tracking.resume_record(watch.record).failed("interrupted")
             raise
+        except Exception as error:
+            reason = watch.failure or f"KFP could not run it: {one_line(error)}"
+            raise TrainingError(f"the pipeline failed: {reason}; all logs are in {log}") from None
     assert watch.results is not None, "a pipeline that succeeds has evaluated"
-    artifacts.copy(watch.results, output)
+    try:
+        artifacts.copy(watch.results, output)
+    except OSError as error:
+        raise TrainingError(
+            f"{output}: cannot be written: {error.strerror or 'is the disk full?'}; the results are"
+            f" in {watch.results}"
+        ) from None
     return Finished(Evaluation.load(output), log, watch.seconds)
+
+
+def _check_output(output: Path, root: Path) -> None:
+    """What can be known of `output` before hours of work."""
+    artifacts.check_replaceable(output)
+    here = output.absolute()
+    if here == root or here in root.parents:
+        raise InputError(f"--output {output}: holds --root {root}, which it would replace")
+    existing = next(path for path in here.parents if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise InputError(f"--output {output}: cannot be written: no permission in {existing}")
+
+
+@contextlib.contextmanager
+def _exclusive(root: Path) -> Iterator[None]:
+    """Hold `root` for this process: two runs with equal parameters would write the same files."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"--root {root}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"--root {root}: another run is using it; wait, or name another directory"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _private_file(path: Path) -> Iterator[TextIO]:
+    """A new file that only its owner may read: logs show all parameters."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _ending_tasks() -> Iterator[None]:
+    """End the running task when this process is told to end; KFP would wait for it to finish."""
+
+    def end(number: int, frame: object) -> None:
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Watch(io.TextIOBase):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vitdc import environment, tracking
+from vitdc import artifacts, environment, tracking
 from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.config import TrackingConfig
 from vitdc.errors import InputError, one_line
@@ -37,12 +37,18 @@ def import_model(config: TrackingConfig, run_id: str, output: Path, *, push: boo
     """
     if output.exists():
         raise InputError(f"--output {output}: exists already; name a new directory")
+    _check_repository(output)
     url = tracking.find_model(config, run_id)
     with environment.defaults(_DVC_ENVIRONMENT), _open_repository(output) as repository:
         with _one_clear_line(f"{url}: cannot be imported", "the address and your access to it"):
-            _fetch(repository, url, output)
+            try:
+                _fetch(repository, url, output)
+            except BaseException:
+                artifacts.remove(output)
+                raise
         if push:
-            with _one_clear_line(f"{output} is imported, but not pushed", "the DVC remote"):
+            missing = f"{output} is imported, but not pushed (`dvc push {output}.dvc` does it)"
+            with _one_clear_line(missing, "the DVC remote"):
                 repository.push([str(output)])
     Clustering.load(output / "clustering")
     return Checkpoint.load(output / "checkpoint")
@@ -50,17 +56,22 @@ def import_model(config: TrackingConfig, run_id: str, output: Path, *, push: boo
 
 def _open_repository(output: Path) -> Any:
     """The DVC repository around `output`."""
-    from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
     parent = output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
     try:
-        return Repo(str(parent))
-    except NotDvcRepoError:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output}: cannot be written: {error.strerror}") from None
+    return Repo(str(parent))
+
+
+def _check_repository(output: Path) -> None:
+    """`output` will be in a DVC repository; nothing is made to find that out."""
+    if not any((parent / ".dvc").is_dir() for parent in output.absolute().parents):
         raise InputError(
             f"--output {output}: not in a DVC repository; make one with `git init && dvc init`"
-        ) from None
+        )
 
 
 def _fetch(repository: Any, url: str, output: Path) -> None:

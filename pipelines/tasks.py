@@ -9,11 +9,13 @@ from kfp import dsl, kubernetes
 
 from components.base import IMAGE
 from vitdc.config import KubernetesConfig, TaskResources
-from vitdc.kubeflow import SCRATCH_VARIABLE
+from vitdc.kubeflow import RUN_VARIABLE, SCRATCH_VARIABLE
 
 LABELS = {"app.kubernetes.io/part-of": "vitdc"}
 SCRATCH_PATH = "/scratch"
 DATA_PATH = "/data"
+
+_RUN_LABEL = "metadata.labels['pipeline/runid']"  # Kubeflow puts it on every pod
 
 _ENDPOINTS = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -76,7 +78,7 @@ class Configure:
             task.set_accelerator_type(self.config.gpu_resource)
             task.set_accelerator_limit(resources.gpus)
             for toleration in self.config.gpu_tolerations:
-                kubernetes.add_toleration(task, **toleration)
+                kubernetes.add_toleration(task, **toleration.model_dump())
         selector = self.config.node_selector
         if resources.gpus:
             selector = {**selector, **self.config.gpu_selector}
@@ -111,6 +113,7 @@ class Configure:
         if self.config.scratch_claim and component in _TRAINS:
             kubernetes.mount_pvc(task, self.config.scratch_claim, SCRATCH_PATH)
             task.set_env_variable(SCRATCH_VARIABLE, SCRATCH_PATH)
+            kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
         if self.config.data_claim and component in _READS_IMAGES:
             kubernetes.mount_pvc(task, self.config.data_claim, DATA_PATH)
 

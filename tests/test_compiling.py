@@ -13,6 +13,7 @@ import yaml
 from pipelines import compiling
 from pipelines.deep_clustering import pipeline_parameters
 from pipelines.sharing import share_components
+from vitdc import code
 from vitdc.config import Params
 from vitdc.errors import InputError
 
@@ -368,14 +369,60 @@ def test_the_version_changes_with_cluster_settings_and_if_asked_with_the_default
 def test_the_code_version_changes_with_any_source_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("vitdc/model.py", "vitdc/report/page.html", "components/embed.py", "README.md"):
+    for name in ("model.py", "report/page.html.j2", "report/page.css", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(compiling, "ROOT", tmp_path)
-    versions = [compiling.code_version()]
-    for name in ("vitdc/model.py", "vitdc/report/page.html", "components/embed.py"):
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    versions = [code.code_version()]
+    for name in ("model.py", "report/page.html.j2", "report/page.css"):
         (tmp_path / name).write_text("2")
-        versions.append(compiling.code_version())
+        versions.append(code.code_version())
     assert len(set(versions)) == 4
-    (tmp_path / "README.md").write_text("2")
-    assert compiling.code_version() == versions[-1]
+    (tmp_path / "notes.txt").write_text("2")
+    assert code.code_version() == versions[-1]
+
+
+def test_a_failed_compilation_leaves_an_older_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text("precious")
+    with pytest.raises(InputError, match="compile fewer rounds"):
+        compiling.write(compiling.build(params("convergence.max_rounds=40")), file)
+    assert file.read_text() == "precious"
+
+
+def test_a_password_in_the_repository_does_not_get_into_a_pipeline() -> None:
+    repo = "https://me:hunter2@example.org/data.git"
+    with pytest.raises(InputError, match="would stand in the pipeline") as caught:
+        compiling.build(params(f"data={{source: dvc, repo: '{repo}', path: x, image_size: 8}}"))
+    assert "hunter2" not in str(caught.value)
+
+
+BAD_SETTINGS = {
+    "kubernetes.gpu_tolerations=[{foo: bar}]": "gpu_tolerations",
+    "kubernetes.resources.pretrain.memory=4000m": "memory",
+    "kubernetes.resources.pretrain.cpu=2Gi": "cpu",
+    "kubernetes.retries=99999999999": "retries",
+    "kubernetes.timeout_hours=1e300": "timeout_hours",
+    "kubernetes.timeout_hours=0.0001": "timeout_hours",
+    "kubernetes.image=a b": "image",
+    "kubernetes.s3_secret=Bad Name": "s3_secret",
+}
+
+
+@pytest.mark.parametrize("override", BAD_SETTINGS)
+def test_settings_that_kubernetes_would_refuse_are_refused_here(override: str) -> None:
+    with pytest.raises(InputError, match=BAD_SETTINGS[override]):
+        params(override)
+
+
+def test_numbers_are_quantities_too(tmp_path: Path) -> None:
+    overrides = ("kubernetes.resources.embed.cpu=4", "kubernetes.resources.embed.cpu_limit=4.5")
+    found = {name: container for name, container, _ in executors(*compiled(tmp_path, *overrides))}
+    assert found["embed"]["resources"]["resourceCpuRequest"] == "4"
+    assert found["embed"]["resources"]["resourceCpuLimit"] == "4.5"
+
+
+def test_nothing_is_trained_before_it_is_known_that_it_can_be_recorded(tmp_path: Path) -> None:
+    pipeline, _ = compiled(tmp_path)
+    (pretrain,) = (task for name, task, _ in tasks(pipeline) if name.startswith("pretrain"))
+    assert "start-record" in pretrain["dependentTasks"]

@@ -36,13 +36,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def record(uri: str) -> str:
+def record(uri: str) -> None:
     """A pipeline run that left its model at `uri`."""
-    run_id = tracking.start_record(
+    started = tracking.start_record(
         Params(), dataset_name="toy", content_hash="0" * 64, pipeline_run_id="job-1"
     )
-    tracking.record_model(run_id, uri)
-    return run_id
+    tracking.record_evaluated(started, model_uri=uri)
 
 
 def test_a_model_on_this_machine_is_copied_and_added(repository: Path, toy_run: ToyRun) -> None:
@@ -102,7 +101,7 @@ def test_what_cannot_be_imported_is_said_in_one_line(
     for run_id, output, said in (
         ("job-1", "there", "exists already"),
         ("job-2", "new", "neither an MLflow run nor a pipeline run"),
-        ("job-1", str(tmp_path / "outside"), "not in a DVC repository"),
+        ("job-1", str(tmp_path / "outside" / "model"), "not in a DVC repository"),
     ):
         with pytest.raises(InputError, match=said) as caught:
             import_model(CONFIG, run_id, Path(output), push=False)
@@ -110,6 +109,7 @@ def test_what_cannot_be_imported_is_said_in_one_line(
     record("minio://mlpipeline/v2/model")
     with pytest.raises(InputError, match="set AWS_ENDPOINT_URL"):
         import_model(CONFIG, "job-1", Path("new"), push=False)
+    assert not (tmp_path / "outside").exists()
     record(str(tmp_path / "gone"))
     with pytest.raises(InputError, match="not there any more"):
         import_model(CONFIG, "job-1", Path("new"), push=False)
@@ -119,6 +119,6 @@ def test_a_failed_push_leaves_the_imported_model(repository: Path, toy_run: ToyR
     record(str(toy_run.results / "model"))
     dvc = str(Path(sys.executable).with_name("dvc"))
     subprocess.run([dvc, "remote", "remove", "store"], check=True, capture_output=True)
-    with pytest.raises(InputError, match=r"toy is imported, but not pushed: .*dvc remote add"):
+    with pytest.raises(InputError, match=r"toy is imported, but not pushed .*dvc remote add"):
         import_model(CONFIG, "job-1", Path("toy"), push=True)
     assert (repository / "toy.dvc").exists()

@@ -560,24 +560,29 @@ def start(params: Params, pipeline_run_id: str = "job-1") -> str:
     )
 
 
-def end(params: Params, pipeline_run_id: str = "job-1", *, succeeded: bool = True) -> str:
+def end(params: Params, pipeline_run_id: str = "job-1", *, state: str = "SUCCEEDED") -> str:
     return tracking.end_record(
-        params, pipeline_run_id=pipeline_run_id, succeeded=succeeded, reason="embed failed"
+        params, pipeline_run_id=pipeline_run_id, state=state, reason="embed failed"
     )
+
+
+def run_of(store: Path, started: str) -> Run:
+    return client(store).get_run(started.partition("/")[0])
 
 
 def test_the_steps_of_a_pipeline_run_fill_one_mlflow_run(store: Path, results: Path) -> None:
     params = make_params()
-    run_id = start(params)
+    started = start(params)
     for last in (1, 2):
-        tracking.resume_record(run_id).log_rounds(ROWS[: last + 1])
-        tracking.resume_record(run_id).log_history(last, HISTORY)
-    tracking.resume_record(run_id).log_result(rows=ROWS, metrics=METRICS, results=results)
-    assert end(params) == run_id
-    run = client(store).get_run(run_id)
+        tracking.resume_record(started).log_rounds(ROWS[: last + 1])
+        tracking.resume_record(started).log_history(last, HISTORY)
+    tracking.resume_record(started).log_result(rows=ROWS, metrics=METRICS, results=results)
+    assert end(params) == "SUCCEEDED"
+    run = run_of(store, started)
+    assert run.info.run_id == only_run(store).info.run_id
     assert run.info.status == "FINISHED"
     assert run.data.tags["vitdc.kfp_run_id"] == "job-1"
-    assert run.data.tags["vitdc.kfp_state"] == "SUCCEEDED"
+    assert run.data.tags["vitdc.kfp_run.job-1"] == "SUCCEEDED"
     assert run.data.metrics["final/nmi_test"] == 0.8
     assert [step for step, _ in history(store, run, "joint/loss")] == [1, 2, 3, 4]
 
@@ -585,38 +590,73 @@ def test_the_steps_of_a_pipeline_run_fill_one_mlflow_run(store: Path, results: P
 def test_a_pipeline_run_and_a_dvc_run_of_the_same_parameters_are_one(store: Path) -> None:
     params = make_params()
     refine(params)
-    with record(params) as tracker:
-        assert start(params) == tracker.run_id
+    start(params)
+    only_run(store)
 
 
-def test_a_pipeline_run_that_fails_is_recorded_as_failed(store: Path) -> None:
+def test_two_pipeline_runs_of_the_same_parameters_are_told_apart(store: Path) -> None:
     params = make_params()
-    run_id = start(params)
-    tracking.resume_record(run_id).log_rounds(ROWS[:2])
-    assert end(params, succeeded=False) == run_id
-    run = client(store).get_run(run_id)
+    first = start(params, "job-1")
+    tracking.record_evaluated(first, model_uri="s3://bucket/model")
+    start(params, "job-2")
+    assert end(params, "job-1", state="SUCCEEDED") == "SUCCEEDED"
+    assert end(params, "job-2", state="FAILED") == "FAILED"
+    tags = only_run(store).data.tags
+    assert (tags["vitdc.kfp_run.job-1"], tags["vitdc.kfp_run.job-2"]) == ("SUCCEEDED", "FAILED")
+    assert tracking.find_model(params.tracking, "job-1") == "s3://bucket/model"
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "COMPLETE", "CACHED"])
+def test_kubeflows_names_of_success_are_known(store: Path, state: str) -> None:
+    params = make_params()
+    started = start(params)
+    assert end(params, state=state) == "SUCCEEDED"
+    assert run_of(store, started).info.status == "RUNNING"  # it is the evaluation that ends it
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "RUNNING", ""])
+def test_a_pipeline_run_that_fails_is_recorded_as_failed(store: Path, state: str) -> None:
+    params = make_params()
+    started = start(params)
+    tracking.resume_record(started).log_rounds(ROWS[:2])
+    assert end(params, state=state) == "FAILED"
+    run = run_of(store, started)
     assert run.info.status == "FAILED"
     assert run.data.tags["vitdc.failure"] == "embed failed"
-    assert run.data.tags["vitdc.kfp_state"] == "FAILED"
+    assert run.data.tags["vitdc.kfp_run.job-1"] == "FAILED"
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_what_was_evaluated_has_succeeded_whatever_kubeflow_says(
+    store: Path, results: Path, state: str
+) -> None:
+    params = make_params()
+    started = start(params)
+    tracking.resume_record(started).log_result(rows=ROWS, metrics=METRICS, results=results)
+    tracking.record_evaluated(started, model_uri="s3://bucket/model")
+    assert end(params, state=state) == "SUCCEEDED"
+    assert run_of(store, started).info.status == "FINISHED"
 
 
 def test_a_pipeline_run_that_fails_before_it_could_record_leaves_a_failed_run(store: Path) -> None:
     params = make_params()
-    one, two = (end(params, job, succeeded=False) for job in ("job-1", "job-2"))
-    assert one != two
-    assert {client(store).get_run(run_id).info.status for run_id in (one, two)} == {"FAILED"}
-    assert start(params) not in (one, two)  # the next try is a run of its own
+    for job in ("job-1", "job-2"):
+        assert end(params, job, state="FAILED") == "FAILED"
+    assert [run.info.status for run in runs(store)] == ["FAILED", "FAILED"]
+    started = start(params)  # the next try is a run of its own
+    assert len(runs(store)) == 3
+    assert run_of(store, started).info.status == "RUNNING"
 
 
 def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path) -> None:
     params = make_params()
     evaluate(params, results)
-    run_id = start(params)
+    started = start(params)
     other = [RoundRow(round=0, cross_entropy=0.7), RoundRow(1, 0.6, 0.59, 0.1)]
-    tracking.resume_record(run_id).log_rounds(other)  # the code has changed: a fresh run
-    newer = tracking.resume_record(run_id)
+    tracking.resume_record(started).log_rounds(other)  # the code has changed: a fresh run
+    newer = tracking.resume_record(started)
     assert isinstance(newer, MlflowTracker)
-    assert newer.run_id != run_id
+    assert newer.run_id != started.partition("/")[0]
     run = client(store).get_run(newer.run_id)
     assert run.data.metrics["cross_entropy"] in (0.7, 0.59)
     assert run.data.params["joint.gamma"] == "0.1"
@@ -624,10 +664,10 @@ def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path
 
 
 def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:
-    run_id = start(make_params())
-    client(store).delete_run(run_id)
+    started = start(make_params())
+    client(store).delete_run(started.partition("/")[0])
     with pytest.raises(InputError, match="in MLflow's trash; restore it"):
-        tracking.resume_record(run_id)
+        tracking.resume_record(started)
 
 
 def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,25 +677,32 @@ def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.Mon
     nested = mlflow.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", nested)
     params = make_params()
-    assert start(params) == parent
-    assert end(params) == parent
+    assert start(params) == f"{parent}/job-1"
+    tracking.resume_record(f"{parent}/job-1").log_rounds(ROWS)
+    tracking.resume_record(f"{parent}/job-1").log_rounds([RoundRow(0, cross_entropy=0.7)])
+    assert end(params) == "SUCCEEDED"
+    assert mlflow.get_run(parent).info.lifecycle_stage == "active", "never superseded"
     assert mlflow.get_run(parent).data.params["joint.epochs"] == "2"
 
 
 def test_without_tracking_nothing_is_recorded(store: Path) -> None:
     params = make_params(tracking={"enabled": False})
-    assert start(params) == end(params) == ""
+    assert start(params) == ""
     assert isinstance(tracking.resume_record(""), NullTracker)
-    tracking.record_model("", "s3://bucket/model")
+    tracking.record_evaluated("", model_uri="s3://bucket/model")
+    assert end(params) == "SUCCEEDED"
 
 
 def test_the_model_of_a_run_is_found_by_either_id(store: Path) -> None:
     params = make_params()
-    run_id = start(params)
+    started = start(params)
+    run_id = started.partition("/")[0]
     with pytest.raises(InputError, match="has left no model"):
         tracking.find_model(params.tracking, run_id)
-    tracking.record_model(run_id, "s3://bucket/model")
+    tracking.record_evaluated(started, model_uri="s3://bucket/model")
     for known in (run_id, "job-1"):
         assert tracking.find_model(params.tracking, known) == "s3://bucket/model"
     with pytest.raises(InputError, match="neither an MLflow run nor a pipeline run"):
         tracking.find_model(params.tracking, "job-9")
+    with pytest.raises(InputError, match="not the id of a run"):
+        tracking.find_model(params.tracking, "x' or 1=1")

@@ -268,19 +268,28 @@ class ComputeConfig(Section):
     """Images per batch of the embedding pass."""
 
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?$")]
+def _as_text(value: Any) -> Any:
+    """`cpu: 4` is a number in YAML, and a quantity for Kubernetes."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cores = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^([0-9]+(\.[0-9]+)?|[0-9]+m)$")]
+Bytes = Annotated[
+    str, BeforeValidator(_as_text), Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i?)?$")
+]
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
 
 
 class TaskResources(Section):
     """What one task of the Kubeflow pipeline asks of the cluster."""
 
-    cpu: Quantity = "1"
+    cpu: Cores = "1"
     """CPU request: cores (`2`, `0.5`) or thousandths (`500m`)."""
-    cpu_limit: Quantity = "2"
+    cpu_limit: Cores = "2"
     """CPU limit; give training tasks no fewer cores than `compute.num_threads`."""
-    memory: Quantity = "1Gi"
+    memory: Bytes = "1Gi"
     """Memory request."""
-    memory_limit: Quantity = "4Gi"
+    memory_limit: Bytes = "4Gi"
     """Memory limit; a task that needs more is killed."""
     gpus: NonNegativeInt = 0
     """GPUs; the task then gets `gpu_selector` and `gpu_tolerations`, too."""
@@ -289,10 +298,23 @@ class TaskResources(Section):
 class SmallTaskResources(TaskResources):
     """What a task that neither trains nor decodes asks of the cluster."""
 
-    cpu: Quantity = "250m"
-    cpu_limit: Quantity = "1"
-    memory: Quantity = "512Mi"
-    memory_limit: Quantity = "2Gi"
+    cpu: Cores = "250m"
+    cpu_limit: Cores = "1"
+    memory: Bytes = "512Mi"
+    memory_limit: Bytes = "2Gi"
+
+
+class Toleration(Section):
+    """A taint that a task tolerates, as in a pod's `tolerations`."""
+
+    key: str = "nvidia.com/gpu"
+    """Key of the taint."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """`Exists` tolerates every value of the taint, `Equal` the one that is given."""
+    value: str | None = None
+    """Value of the taint."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+    """Effect of the taint."""
 
 
 class ResourcesConfig(Section):
@@ -319,46 +341,46 @@ class ResourcesConfig(Section):
 class KubernetesConfig(Section):
     """What the Kubeflow pipeline asks of its cluster; compiled into it, not a parameter of it."""
 
-    image: str | None = None
+    image: Annotated[str, Field(pattern=r"^\S+$")] | None = None
     """Container image of every task, by digest where one is known; null means the one that
     `make image` builds."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When the cluster pulls the image."""
-    image_pull_secrets: tuple[str, ...] = ()
+    image_pull_secrets: tuple[ObjectName, ...] = ()
     """Names of Secrets with the image registry's credentials."""
-    service_account: str | None = "vitdc-runner"
+    service_account: ObjectName | None = "vitdc-runner"
     """Service account of the task pods; null means the one that Kubeflow chooses."""
-    endpoints: str | None = "vitdc-endpoints"
+    endpoints: ObjectName | None = "vitdc-endpoints"
     """ConfigMap with MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION; null for none.
     Only the tasks that read images or record get it."""
-    s3_secret: str | None = "vitdc-s3"  # noqa: S105 the name of a Secret
+    s3_secret: ObjectName | None = "vitdc-s3"  # noqa: S105 the name of a Secret
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; null for none."""
-    mlflow_secret: str | None = "vitdc-mlflow"  # noqa: S105 likewise
+    mlflow_secret: ObjectName | None = "vitdc-mlflow"  # noqa: S105 likewise
     """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; null for none."""
     user: PositiveInt = 10001
     """User and group id of every container; never root."""
-    scratch_claim: str | None = "vitdc-scratch"
+    scratch_claim: ObjectName | None = "vitdc-scratch"
     """PersistentVolumeClaim for unfinished training: a task that is tried again continues from it.
     Null for none, then it starts anew."""
-    data_claim: str | None = None
+    data_claim: ObjectName | None = None
     """PersistentVolumeClaim with images for `data.source: folder`, mounted read-write at `/data`
     in the tasks that read images; null for none."""
-    shared_memory: Quantity | None = "256Mi"
+    shared_memory: Bytes | None = "256Mi"
     """Size of /dev/shm in tasks with worker processes (decoding) or GPUs; null keeps the 64 MB
     of the container runtime."""
-    temporary_storage: Quantity = "4Gi"
+    temporary_storage: Bytes = "4Gi"
     """Most that a task may write to /tmp; everything else of its file system is read-only or
     Kubeflow's."""
-    retries: NonNegativeInt = 2
+    retries: Annotated[int, Number, Field(ge=0, le=100)] = 2
     """How often a failed task is tried again."""
-    retry_delay: PositiveInt = 30
+    retry_delay: Annotated[int, Number, Field(ge=1, le=600)] = 30
     """Seconds before the first retry; doubled before each further one, up to 10 minutes."""
     caching: bool = True
     """Take results of earlier runs for tasks with the same code, parameters and inputs. Tasks that
     record something always run."""
-    timeout_hours: PositiveFloat = 72
+    timeout_hours: Annotated[float, Number, Field(ge=0.01, le=10_000)] = 72
     """The whole run is stopped after this time."""
-    keep_days: PositiveFloat = 7
+    keep_days: Annotated[float, Number, Field(ge=0.01, le=10_000)] = 7
     """The cluster forgets the run's pods after this time; results stay in Kubeflow's store."""
     node_selector: dict[str, str] = {}
     """Labels of the nodes that may run the tasks."""
@@ -366,10 +388,8 @@ class KubernetesConfig(Section):
     """Kubernetes' name of the GPUs."""
     gpu_selector: dict[str, str] = {}
     """Labels of the nodes that may run GPU tasks, beside `node_selector`."""
-    gpu_tolerations: tuple[dict[str, str], ...] = (
-        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
-    )
-    """Taints that GPU tasks tolerate, as in a pod's `tolerations`."""
+    gpu_tolerations: tuple[Toleration, ...] = (Toleration(),)
+    """Taints that GPU tasks tolerate."""
     resources: ResourcesConfig = ResourcesConfig()
     """Per task: `-S kubernetes.resources.retrain.gpus=1`."""
 

@@ -28,10 +28,12 @@ from vitdc.artifacts import (
     Round,
     RoundPaths,
 )
+from vitdc.code import code_version
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 
 SCRATCH_VARIABLE = "VITDC_SCRATCH"
+RUN_VARIABLE = "VITDC_PIPELINE_RUN"
 
 _logger = logging.getLogger(__name__)
 
@@ -44,15 +46,24 @@ class Artifact(Protocol):
 
 
 @contextmanager
-def reporting() -> Iterator[None]:
+def reporting(code: str | None = None) -> Iterator[None]:
     """Run a component's body so that the last line of a failed task's log is its own error.
 
     The exit codes are the command line's: 2 for wrong input, 1 for a failure while running.
+
+    Args:
+        code: The `code_version` that the pipeline was made for; what is cached under its name must
+            not come from other code, such as that of an older image.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
     logging.getLogger("vitdc").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if code not in (None, code_version()):
+            raise InputError(
+                f"kubernetes.image: holds other code ({code_version()}) than the pipeline was"
+                f" compiled from ({code}); build the image again (`make image`), or compile again"
+            )
         yield
     except (InputError, TrainingError) as error:
         sys.stdout.flush()
@@ -83,7 +94,8 @@ def state(artifact: Artifact) -> RoundPaths:
 def scratch() -> Path | None:
     """Where unfinished training is kept: a volume that outlives the pod, if one is mounted."""
     directory = os.environ.get(SCRATCH_VARIABLE)
-    return Path(directory) if directory else None
+    run_id = os.environ.get(RUN_VARIABLE, "")  # two runs with equal parameters stay apart
+    return Path(directory, run_id) if directory else None
 
 
 def pin(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -119,23 +131,22 @@ def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: A
         pipeline_run_id: Kubeflow's id of the pipeline run.
         status: KFP's `PipelineTaskFinalStatus` of everything before.
     """
-    succeeded = status.state == "SUCCEEDED"
-    run_id = tracking.end_record(
+    state = tracking.end_record(
         _params(parameters),
         pipeline_run_id=pipeline_run_id,
-        succeeded=succeeded,
+        state=status.state,
         reason=status.error_message or f"the pipeline ended as {status.state}",
     )
-    print(f"pipeline run {pipeline_run_id}: {status.state}; MLflow run {run_id or 'none'}")
+    print(f"pipeline run {pipeline_run_id}: {state}")
 
 
 def record_round(record: str, history: Round, before: Path) -> None:
     """Tell MLflow the rounds so far and the training of the round before.
 
-    A server that cannot be reached stops no pipeline: `record_result` tells everything again.
+    A server that cannot be reached now stops no round: `record_result` tells everything again.
 
     Args:
-        record: Id of the MLflow run.
+        record: What `start_record` returned.
         history: The rounds so far.
         before: Directory of the Checkpoint of the round before.
     """
@@ -158,7 +169,7 @@ def record_result(
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
     tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
-    tracking.record_model(record, model_uri)
+    tracking.record_evaluated(record, model_uri=model_uri)
 
 
 def _params(parameters: Mapping[str, Any]) -> Params:

@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import time
@@ -57,7 +58,8 @@ _IDENTITY_TAG = "vitdc.identity"
 _FAILURE_TAG = "vitdc.failure"
 _SUPERSEDES_TAG = "vitdc.supersedes"
 _PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
-_PIPELINE_STATE_TAG = "vitdc.kfp_state"
+_EVALUATED = "EVALUATED"
+_SUCCESSES = ("SUCCEEDED", "COMPLETE", "CACHED")  # of Kubeflow's releases
 _MODEL_TAG = "vitdc.model_uri"
 _ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
 
@@ -164,7 +166,8 @@ def start_record(
         pipeline_run_id: Kubeflow's id of the pipeline run.
 
     Returns:
-        The id of the MLflow run, empty if nothing is recorded.
+        What `resume_record` needs: the ids of the MLflow run and of the pipeline run; empty if
+        nothing is recorded.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
@@ -172,74 +175,79 @@ def start_record(
     if not params.tracking.enabled:
         return ""
     record = _open_record(params, _describe_run(params, dataset_name, content_hash, origin))
-    record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _PIPELINE_STATE_TAG: "RUNNING"})
-    return record.run_id
+    record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): "RUNNING"})
+    return f"{record.run_id}/{pipeline_run_id}"
 
 
-def resume_record(run_id: str) -> Tracker:
+def resume_record(record: str) -> Tracker:
     """Continue the run that `start_record` made; a failure is left to `end_record` to tell.
 
     Args:
-        run_id: What `start_record` returned.
+        record: What `start_record` returned.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI cannot be used or has no such run.
     """
-    if not run_id:
+    if not record:
         return NullTracker()
     with _store() as client:
-        return MlflowTracker(RunRecord.resume(client, run_id))
+        return MlflowTracker(RunRecord.resume(client, record.partition("/")[0]))
 
 
-def end_record(params: Params, *, pipeline_run_id: str, succeeded: bool, reason: str) -> str:
+def record_evaluated(record: str, *, model_uri: str) -> None:
+    """Record that the pipeline run has done all its work, and where it left its model.
+
+    Args:
+        record: What `start_record` returned.
+        model_uri: Of a directory, in the store of the pipeline's artifacts.
+    """
+    if record:
+        run_id, _, pipeline_run_id = record.partition("/")
+        with _store() as client:
+            RunRecord.resume(client, run_id).tag(
+                {_MODEL_TAG: model_uri, _state_tag(pipeline_run_id): _EVALUATED}
+            )
+
+
+def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str) -> str:
     """Record how a pipeline run ended, also when it failed before there was anything to record.
+
+    What has been evaluated has succeeded, whatever Kubeflow says: it names success differently from
+    release to release, and tells exit handlers of failures that a retry made good.
 
     Args:
         params: All parameters.
         pipeline_run_id: Kubeflow's id of the pipeline run.
-        succeeded: Whether every task did.
+        state: In which Kubeflow says it is.
         reason: What failed, in words; ignored for a success.
 
     Returns:
-        The id of the MLflow run, empty if nothing is recorded.
+        "SUCCEEDED" or "FAILED".
 
     Raises:
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
     """
-    if not params.tracking.enabled:
-        return ""
-    with _store() as client:
-        experiment_id = _experiment(client, params.tracking.experiment)
-        run = _injected_run(client) or _find_run(
-            client, experiment_id, _PIPELINE_RUN_TAG, pipeline_run_id
-        )
-        if run:
-            record = RunRecord.resume(client, str(run.info.run_id))
-        else:
-            unread = _describe_run(params, "no data", "", None)
-            unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
-            record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
-        state = "SUCCEEDED" if succeeded else "FAILED"
-        record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _PIPELINE_STATE_TAG: state})
-        if not succeeded:
-            record.fail(reason)
-        return record.run_id
-
-
-def record_model(run_id: str, uri: str) -> None:
-    """Record where the pipeline run left its model.
-
-    Args:
-        run_id: What `start_record` returned.
-        uri: Of a directory, in the store of the pipeline's artifacts.
-    """
-    if run_id:
+    succeeded = state.upper() in _SUCCESSES
+    if params.tracking.enabled:
         with _store() as client:
-            RunRecord.resume(client, run_id).tag({_MODEL_TAG: uri})
+            experiment_id = _experiment(client, params.tracking.experiment)
+            tag = _state_tag(pipeline_run_id)
+            run = _injected_run(client) or _find_run(client, experiment_id, tag)
+            if run:
+                record = RunRecord.resume(client, str(run.info.run_id))
+                succeeded = succeeded or record.tags.get(tag) == _EVALUATED
+            else:
+                unread = _describe_run(params, "no data", "", None)
+                unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
+                record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
+            record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
+            if not succeeded:
+                record.fail(reason)
+    return "SUCCEEDED" if succeeded else "FAILED"
 
 
 def find_model(tracking: TrackingConfig, run_id: str) -> str:
-    """The URI that `record_model` recorded.
+    """The URI that `record_evaluated` recorded.
 
     Args:
         tracking: Which experiment to look in for Kubeflow's id.
@@ -250,14 +258,14 @@ def find_model(tracking: TrackingConfig, run_id: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    with _store() as client:
+    if not re.fullmatch(r"[\w-]+", run_id):
+        raise InputError(f"{run_id!r}: not the id of a run; it has letters, digits and dashes only")
+    with _store(way_out="set MLFLOW_TRACKING_URI to where the run was recorded") as client:
         try:
             run = client.get_run(run_id)
         except MlflowException:
             experiment = client.get_experiment_by_name(tracking.experiment)
-            found = experiment and _find_run(
-                client, experiment.experiment_id, _PIPELINE_RUN_TAG, run_id
-            )
+            found = experiment and _find_run(client, experiment.experiment_id, _state_tag(run_id))
             if not found:
                 raise InputError(
                     f"{run_id}: neither an MLflow run nor a pipeline run recorded in experiment"
@@ -269,6 +277,11 @@ def find_model(tracking: TrackingConfig, run_id: str) -> str:
             f"{run_id}: the run has left no model; only pipeline runs that have evaluated have"
         )
     return str(run.data.tags[_MODEL_TAG])
+
+
+def _state_tag(pipeline_run_id: str) -> str:
+    """The tag with the state of one of the pipeline runs that an MLflow run stands for."""
+    return f"vitdc.kfp_run.{pipeline_run_id}"
 
 
 class MlflowTracker:
@@ -466,6 +479,10 @@ class RunRecord:
     def run_id(self) -> str:
         return str(self._run.info.run_id)
 
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return dict(self._run.data.tags)
+
     @cached_property
     def _recorded(self) -> Points:
         """All points that are recorded (one request per metric, none for a new run)."""
@@ -545,6 +562,8 @@ class RunRecord:
     def _supersede(self) -> None:
         """Put the run into the trash and start over with a fresh one."""
         old = self.run_id
+        if "MLFLOW_RUN_ID" in os.environ:  # it is Kubeflow's, and stays what it is
+            return
         self._client.delete_run(old)
         self._run = _create_run(
             self._client, self._run.info.experiment_id, self._description, {_SUPERSEDES_TAG: old}
@@ -557,11 +576,14 @@ class RunRecord:
         self._run = self._client.get_run(self.run_id)
 
 
-def _find_run(client: MlflowClient, experiment_id: str, tag: str, value: str) -> Run | None:
-    """The newest run of the experiment that has the tag."""
+def _find_run(
+    client: MlflowClient, experiment_id: str, tag: str, value: str | None = None
+) -> Run | None:
+    """The newest run of the experiment that has the tag, with the value or with any."""
+    wanted = f"= '{value}'" if value else "LIKE '%'"
     runs = client.search_runs(
         [experiment_id],
-        filter_string=f"tags.`{tag}` = '{value}'",
+        filter_string=f"tags.`{tag}` {wanted}",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
@@ -650,7 +672,9 @@ def _open_record(params: Params, description: RunDescription) -> RunRecord:
 
 
 @contextmanager
-def _store() -> Iterator[MlflowClient]:
+def _store(
+    way_out: str = "set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
+) -> Iterator[MlflowClient]:
     """The store that MLFLOW_TRACKING_URI names; what goes wrong with it is said in one line."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     _check_scheme(uri)
@@ -658,8 +682,8 @@ def _store() -> Iterator[MlflowClient]:
     with (
         _explaining(
             InputError,
-            problem=f"cannot record runs in MLflow at {mask_credentials(uri)}",
-            way_out="set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
+            problem=f"MLflow at {mask_credentials(uri)} cannot be used",
+            way_out=way_out,
         ),
         _patience(retries=1, timeout=10),
     ):

@@ -56,7 +56,22 @@ def test_the_digits_pipeline_gives_in_containers_what_it_gives_in_one_process(
         inside = (project / "inside" / name).read_bytes()
         assert inside == (project / "outside" / "results" / name).read_bytes(), name
     assert json.loads((project / "inside" / "metrics.json").read_text())["test"]["nmi"] >= 0.9
-    assert (project / ".kfp" / "mlflow.db").stat().st_uid == 10001
+    assert (project / ".kfp" / "containers" / "mlflow.db").stat().st_uid == 10001
+
+
+def test_an_image_with_other_code_than_the_pipeline_is_refused(project: Path) -> None:
+    """Its results would be cached as those of the code that the pipeline was compiled from."""
+    (project / "patch").mkdir()
+    patch = "from vitdc import code\ncode.code_version = lambda: 'newer'\n"
+    (project / "patch" / "sitecustomize.py").write_text(patch)
+    done = pipelines(
+        project, "run", "--runner", "container", "--output", "out", IMAGE,
+        PYTHONPATH=str(project / "patch"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "prepare: kubernetes.image: holds other code" in line
+    assert "make image" in line
 
 
 def test_a_container_that_fails_at_once_is_a_failure(project: Path) -> None:

@@ -1,0 +1,23 @@
+"""Which code runs: a hash that is the same wherever the same vitdc is installed."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+SUFFIXES = (".py", ".j2", ".css")
+LIBRARIES = ("faiss-cpu", "numpy", "scikit-learn", "timm", "torch", "torchvision")
+
+
+def code_version() -> str:
+    """Hash of vitdc's own files and of the releases of the libraries that results depend on."""
+    state = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.suffix in SUFFIXES:
+            state.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode())
+            state.update(hashlib.sha256(path.read_bytes()).digest())
+    for name in LIBRARIES:
+        state.update(f"{name}=={version(name)}\0".encode())
+    return state.hexdigest()[:16]
