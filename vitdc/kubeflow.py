@@ -6,6 +6,7 @@ that the KFP UI shows.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -56,6 +57,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
             not come from other code, such as that of an older image.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
+    gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
     logging.getLogger("vitdc").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
     try:
