@@ -355,7 +355,8 @@ def _explain(default: Section, prefix: str = "") -> None:
         value = getattr(default, key)
         inner = value if isinstance(value, Section) else None
         text = " ".join((field.description or "").split())
-        click.echo(f"  {prefix}{key}" + ("" if inner else f" = {json.dumps(value)}"))
+        shown = "" if inner else f" = {json.dumps(default.model_dump(mode='json')[key])}"
+        click.echo(f"  {prefix}{key}{shown}")
         click.echo(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "))
         if inner and (fields := tuple(type(inner).model_fields)) not in explained:
             explained.add(fields)
