@@ -172,8 +172,18 @@ def test_params_explains_every_field(vitdc: Vitdc, capsys: pytest.CaptureFixture
     for section in Params.section_names():
         assert f"\n{section}:" in text
         for name, field in type(getattr(Params(), section)).model_fields.items():
-            assert f"  {name} = " in text
+            assert f"  {name} = " in text or f"  {name}\n" in text  # a section in the section
             assert " ".join((field.description or "").split()) in words
+
+
+def test_params_explains_sections_in_sections_once_and_shows_all_their_defaults(
+    vitdc: Vitdc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vitdc("params", "kubernetes") == 0
+    text = capsys.readouterr().out
+    assert '  resources.prepare.cpu = "1"\n' in text
+    assert '  resources.check = {"cpu": "250m"' in text
+    assert text.count("thousandths") == 1
 
 
 def test_params_explains_one_section_alone(

@@ -350,16 +350,17 @@ def _explain(default: Section, prefix: str = "") -> None:
     """
     from vitdc.config import Section
 
+    values = default.model_dump(mode="json")
     explained: set[tuple[str, ...]] = set()
     for key, field in type(default).model_fields.items():
-        value = getattr(default, key)
-        inner = value if isinstance(value, Section) else None
+        inner = getattr(default, key)
+        names = tuple(type(inner).model_fields) if isinstance(inner, Section) else ()
+        in_full = bool(names) and names not in explained
         text = " ".join((field.description or "").split())
-        shown = "" if inner else f" = {json.dumps(default.model_dump(mode='json')[key])}"
-        click.echo(f"  {prefix}{key}{shown}")
+        click.echo(f"  {prefix}{key}" + ("" if in_full else f" = {json.dumps(values[key])}"))
         click.echo(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "))
-        if inner and (fields := tuple(type(inner).model_fields)) not in explained:
-            explained.add(fields)
+        if in_full:
+            explained.add(names)
             _explain(inner, f"{prefix}{key}.")
 
 
