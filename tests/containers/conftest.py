@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BASE_IMAGE = "localhost/vitdc-base:bookworm"
 IMAGE = "localhost/vitdc:test"
-PROGRAMS = ("podman", "runc", "mmdebstrap")
+PROGRAMS = ("podman", "runc", "mmdebstrap", "iptables")
+ADMIN_PATH = "/usr/sbin:/sbin"  # not everybody's PATH has it
 # what a strict cluster allows; /tmp is the only place to write to, unless a volume is mounted
 HARDENED = (
     *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp", "--network=none"),
@@ -49,7 +50,8 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def podman() -> Iterator[None]:
     """podman, configured by our containers.conf; without it the whole session ends."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    path = f"{os.environ['PATH']}:{ADMIN_PATH}"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:
         pytest.exit(
             f"the container tests need {', '.join(missing)}: "
@@ -60,6 +62,7 @@ def podman() -> Iterator[None]:
         pytest.exit("the container tests need root: start them as root", returncode=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERS_CONF", str(HERE / "containers.conf"))
+        patch.setenv("PATH", path)
         yield
 
 
