@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import click
 
-from vitdc.errors import InputError, TrainingError
+from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
 
 if TYPE_CHECKING:
     from vitdc.artifacts import Checkpoint, RoundRow
@@ -103,7 +102,7 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
     # OpenMP threads that spin while they wait make every other process crawl, and on a machine
     # that is shared they are made to crawl themselves. Read when torch and faiss are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_sigterm()
     try:
         group.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
@@ -111,16 +110,11 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
         sys.exit(error.exit_code)
     except (InputError, TrainingError) as error:
         click.echo(f"vitdc: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(exit_code(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("vitdc: interrupted; nothing half-written is left", err=True)
         sys.exit(130)
     sys.exit(0)
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    """Turn SIGTERM into an exception, so that half-written artifacts are removed."""
-    sys.exit(128 + signum)
 
 
 # --- a step's command, made from its signature -------------------------------------------------

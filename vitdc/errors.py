@@ -1,6 +1,9 @@
 """The two ways a run ends badly, the exit code each one stands for, and how others' errors read."""
 
 import re
+import signal
+import sys
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -12,6 +15,20 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """A correct configuration failed while running, e.g. a non-finite loss: exit code 1."""
+
+
+def exit_code(error: InputError | TrainingError) -> int:
+    """What a process that ends by the error exits with."""
+    return 2 if isinstance(error, InputError) else 1
+
+
+def end_on_sigterm() -> None:
+    """Turn SIGTERM into an exception, so that half-written artifacts are removed."""
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def one_line(error: object) -> str:

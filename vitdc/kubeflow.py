@@ -11,13 +11,12 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import singledispatch
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from vitdc import artifacts, summary, tracking
 from vitdc.artifacts import (
@@ -31,7 +30,7 @@ from vitdc.artifacts import (
 )
 from vitdc.code import code_version
 from vitdc.config import Params
-from vitdc.errors import InputError, TrainingError
+from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
 
 SCRATCH_VARIABLE = "VITDC_SCRATCH"
 RUN_VARIABLE = "VITDC_PIPELINE_RUN"
@@ -59,7 +58,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
     gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
     logging.getLogger("vitdc").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_sigterm()
     try:
         if code not in (None, code_version()):
             raise InputError(
@@ -70,12 +69,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
     except (InputError, TrainingError) as error:
         sys.stdout.flush()
         print(f"vitdc: {error}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    """Turn SIGTERM into an exception, so that half-written artifacts are removed."""
-    sys.exit(128 + signum)
+        sys.exit(exit_code(error))
 
 
 def sections(**values: Mapping[str, Any]) -> dict[str, Any]:
