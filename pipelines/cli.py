@@ -326,6 +326,8 @@ def schedule_command(
 
     A run that finds the data unchanged takes everything from Kubeflow's cache.
     """
+    if not name.strip():
+        raise click.BadParameter("a schedule needs a name", param_hint="--name")
     params = _load(params_file, overrides, image)
     from pipelines import cluster, compiling
 

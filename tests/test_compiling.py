@@ -406,6 +406,7 @@ BAD_SETTINGS = {
     "kubernetes.timeout_hours=0.0001": "timeout_hours",
     "kubernetes.image=a b": "image",
     "kubernetes.s3_secret=Bad Name": "s3_secret",
+    "kubernetes.node_selector={'bad key!': value}": "node_selector",
 }
 
 

@@ -277,6 +277,9 @@ Cores = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^([0-9]+(\.[0-
 Bytes = Annotated[
     str, BeforeValidator(_as_text), Field(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE]i?)?$")
 ]
+LabelName = Annotated[
+    str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=317)
+]
 ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)]
 
 
@@ -382,11 +385,11 @@ class KubernetesConfig(Section):
     """The whole run is stopped after this time."""
     keep_days: Annotated[float, Number, Field(ge=0.01, le=10_000)] = 7
     """The cluster forgets the run's pods after this time; results stay in Kubeflow's store."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[LabelName, str] = {}
     """Labels of the nodes that may run the tasks."""
     gpu_resource: str = "nvidia.com/gpu"
     """Kubernetes' name of the GPUs."""
-    gpu_selector: dict[str, str] = {}
+    gpu_selector: dict[LabelName, str] = {}
     """Labels of the nodes that may run GPU tasks, beside `node_selector`."""
     gpu_tolerations: tuple[Toleration, ...] = (Toleration(),)
     """Taints that GPU tasks tolerate."""
