@@ -38,13 +38,14 @@ CLUSTER_OPTIONS = (
         help="Certificates to trust (default: SSL_CERT_FILE).",
     ),
 )
+MAX_ROUNDS_OPTION = click.Option(
+    ["--max-rounds"],
+    type=int,
+    metavar="N",
+    help="Rounds that the pipeline has room for (default: convergence.max_rounds).",
+)
 PIPELINE_OPTIONS = (
-    click.Option(
-        ["--max-rounds"],
-        type=int,
-        metavar="N",
-        help="Rounds that the pipeline has room for (default: convergence.max_rounds).",
-    ),
+    MAX_ROUNDS_OPTION,
     click.Option(
         ["--experiment"],
         default="vitdc",
@@ -100,14 +101,8 @@ def _load(params_file: Path, overrides: tuple[str, ...], image: str | None = Non
     return Params.load(params_file, overrides)
 
 
-@_with(*PARAMS_OPTIONS)
+@_with(MAX_ROUNDS_OPTION, *PARAMS_OPTIONS)
 @cli.command("compile")
-@click.option(
-    "--max-rounds",
-    type=int,
-    metavar="N",
-    help="Rounds that the pipeline has room for (default: convergence.max_rounds).",
-)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -122,11 +122,14 @@ def _check_image(docker: Any, image: str) -> None:
             f"--runner container: no container engine answers at {where} ({one_line(error)});"
             " start Docker, or `podman system service` with DOCKER_HOST set to its socket"
         ) from None
-    try:
-        client.images.get(image)
-        return
-    except docker.errors.ImageNotFound:
-        pass
+    with closing(client):
+        try:
+            client.images.get(image)
+        except docker.errors.ImageNotFound:
+            _pull(docker, client, image)
+
+
+def _pull(docker: Any, client: Any, image: str) -> None:
     try:
         client.images.pull(image)
     except docker.errors.DockerException as error:
@@ -134,8 +137,6 @@ def _check_image(docker: Any, image: str) -> None:
             f"kubernetes.image: there is no image {image} ({one_line(error)}); `make image`"
             f" builds {IMAGE}"
         ) from None
-    finally:
-        client.close()
 
 
 def _environment(root: Path) -> dict[str, str]:

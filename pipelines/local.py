@@ -33,8 +33,6 @@ from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError, one_line
 from vitdc.kubeflow import SCRATCH_VARIABLE
 
-DEFAULT_ROOT = Path(".kfp")
-
 _PROGRESS = re.compile(r"\d+%\|")
 _OURS = re.compile(r"^vitdc: ")
 _INDENT = " " * 4
@@ -58,7 +56,7 @@ def run_pipeline(
     params: Params,
     *,
     output: Path,
-    root: Path = DEFAULT_ROOT,
+    root: Path,
     runner: Any = None,
 ) -> Finished:
     """Run the pipeline and copy its results to `output`.

@@ -235,8 +235,9 @@ def _refine(function: Callable[..., Any], params: Params, paths: dict[str, Any])
 def _evaluate(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
     """Evaluate a run and complete its record, whichever stages were skipped before."""
     from vitdc import loop, summary
-    from vitdc.artifacts import Checkpoint, RoundPaths
+    from vitdc.artifacts import RoundPaths
     from vitdc.steps import ROUNDS_OF_EVALUATE
+    from vitdc.tracking import log_evaluation
 
     rounds = paths.pop("rounds")
     given = [key for key in ROUND_OPTIONS if paths.get(key) is not None]
@@ -252,12 +253,7 @@ def _evaluate(function: Callable[..., Any], params: Params, paths: dict[str, Any
         recorded = [paths[key] for key in ROUNDS_OF_EVALUATE]
     with _tracker(params, paths["dataset"]) as tracker:
         evaluation = function(**_arguments(function, params, paths))
-        for artifacts_of_round in recorded:
-            checkpoint = Checkpoint.load(artifacts_of_round.checkpoint)
-            tracker.log_history(checkpoint.round, checkpoint.history)
-        tracker.log_result(
-            rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path
-        )
+        log_evaluation(tracker, evaluation, recorded)
     click.echo(summary.describe(evaluation))
 
 

@@ -160,11 +160,7 @@ def record_result(
     record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, model_uri: str
 ) -> None:
     """Tell MLflow everything about the finished run, and where Kubeflow keeps its model."""
-    tracker = tracking.resume_record(record)
-    for paths in rounds:
-        trained = Checkpoint.load(paths.checkpoint)
-        tracker.log_history(trained.round, trained.history)
-    tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracking.log_evaluation(tracking.resume_record(record), evaluation, rounds)
     tracking.record_evaluated(record, model_uri=model_uri)
 
 

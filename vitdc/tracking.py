@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from vitdc import __version__, environment
-from vitdc.artifacts import SPLITS, RoundRow
+from vitdc.artifacts import SPLITS, Checkpoint, Evaluation, RoundPaths, RoundRow
 from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, TrainingError, mask_credentials, one_line
 
@@ -146,6 +146,18 @@ def open_tracker(
     except BaseException as error:
         tracker.failed(_reason(error))
         raise
+
+
+def log_evaluation(tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths]) -> None:
+    """Record a finished run with the training of every one of `rounds`.
+
+    Raises:
+        TrainingError: MLflow does not take it.
+    """
+    for paths in rounds:
+        trained = Checkpoint.load(paths.checkpoint)
+        tracker.log_history(trained.round, trained.history)
+    tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
 
 
 def start_record(
