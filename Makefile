@@ -82,7 +82,7 @@ format: setup  ## let ruff repair what it can
 lock: pyproject.toml  ## resolve the dependencies again; the image has a lock of its own
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv; }
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-		--group dev pyproject.toml --output-file requirements.lock
+		--group dev --extra onnx pyproject.toml --output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
 		--constraints requirements.lock pyproject.toml --output-file requirements-image.lock
 
