@@ -19,7 +19,8 @@ from toys import ToyRun, contents
 
 from vitdc import cli, loop, steps
 from vitdc.artifacts import Dataset, Evaluation
-from vitdc.cli import COMMANDS, OTHERS, parse_docstring
+from vitdc.cli import COMMANDS, OTHERS
+from vitdc.cli.steps import parse_docstring
 from vitdc.config import Params
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -71,7 +72,7 @@ def command(name: str) -> click.Command:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_line_of_a_command_is_the_first_sentence_of_its_docstring(name: str) -> None:
-    function = OTHERS[name].callback if name in OTHERS else FUNCTIONS[name]
+    function = cli.find_command(name).callback if name in OTHERS else FUNCTIONS[name]
     first_paragraph = (inspect.getdoc(function) or "").split("\n\n")[0]
     assert COMMANDS[name] == " ".join(first_paragraph.split())
 

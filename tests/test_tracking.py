@@ -23,7 +23,9 @@ from vitdc import tracking
 from vitdc.artifacts import RoundRow
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
-from vitdc.tracking import MlflowTracker, NullTracker, Point, open_tracker
+from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker
+from vitdc.tracking import store as store_module
+from vitdc.tracking.naming import ROUND_METRICS
 
 HASH = "0123456789abcdef" * 4
 ROWS = [
@@ -47,7 +49,7 @@ METRICS = {
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated store without runs; making one takes seconds, copying it nothing."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._quiet_mlflow()
+    store_module.quiet_mlflow()
     MlflowClient(f"sqlite:///{path}")
     return path
 
@@ -135,7 +137,7 @@ def column(name: str, rows: list[RoundRow] = ROWS) -> list[tuple[int, float]]:
 def assert_complete(store: Path, run: Run, rows: list[RoundRow] = ROWS) -> None:
     """Every value of `rows` is there exactly once, and so are the other parts."""
     assert run.info.status == "FINISHED"
-    for name in tracking.ROUND_METRICS:
+    for name in ROUND_METRICS:
         assert history(store, run, name) == column(name, rows)
     assert history(store, run, "pretraining/loss") == [(1, 1.0), (2, 0.5)]
     assert history(store, run, "final/nmi_test") == [(0, 0.8)]
@@ -360,7 +362,7 @@ def test_artifacts_follow_a_store_that_moves(
 
 
 def test_epochs_of_later_rounds_continue_the_step() -> None:
-    points = tracking.history_points(3, HISTORY)
+    points = naming.history_points(3, HISTORY)
     assert set(points) == {
         Point(f"joint/{n}", s) for n in ("loss", "cross_entropy") for s in (5, 6)
     }
@@ -368,7 +370,7 @@ def test_epochs_of_later_rounds_continue_the_step() -> None:
 
 def test_result_names_put_the_split_last() -> None:
     baseline = {"pixel_baseline": {"test": {"nmi": 0.74}}}
-    points, tags = tracking.result_points(METRICS | baseline)
+    points, tags = naming.result_points(METRICS | baseline)
     assert {point.key: value for point, value in points.items()} == {
         "final/nmi_test": 0.8,
         "final/ari_test": 0.75,
@@ -535,7 +537,7 @@ def test_the_ui_serves_a_run_and_takes_one(
         assert report == "<h1>report</h1>"
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", host)  # the same calls over HTTP
-        monkeypatch.setattr(tracking, "DEFAULT_URI", "nonsense")
+        monkeypatch.setattr(store_module, "DEFAULT_URI", "nonsense")
         evaluate(make_params(), results)
         assert len(runs(store)) == 1
         over_http = make_params(tracking={"experiment": "http"})

@@ -1,0 +1,103 @@
+"""The command line: a subcommand per step, generated from the step's signature, and a few more.
+
+Nothing heavy is imported before a command runs, so `vitdc --help` answers at once; that is why the
+one-line descriptions stand here again (a test holds them to the docstrings).
+
+steps       the commands of the steps
+options     what several commands share
+NAME        the command NAME, for all others, as `command`
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from vitdc.cli.options import PARAMS_OPTIONS
+from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
+
+__all__ = ["COMMANDS", "OTHERS", "PARAMS_OPTIONS", "cli", "find_command", "main", "run_group"]
+
+COMMANDS = {
+    "prepare": "Read images from their source into the prepared format.",
+    "pretrain": "Train the ViT on the labels (eq. 1-5); the result is round 0.",
+    "embed": "Embed every image of both splits, with its cross-entropy and predicted class.",
+    "cluster": "Cluster the training embeddings; test images go to their nearest centroid.",
+    "retrain": "Train on with the joint loss (eq. 8), against the frozen clusters of the round"
+    " before.",
+    "check": "Compute the exact joint loss of a round and decide whether the rounds go on.",
+    "evaluate": "Score the best round, draw the pictures and write the report.",
+    "refine": "Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the"
+    " paper).",
+    "run": "Run the whole method in one process, from the images to the report.",
+    "summary": "Print the scores and the rounds of a results directory (default: results).",
+    "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
+}
+OTHERS = ("run", "summary", "params")  # each in a module of its name
+
+
+def find_command(name: str) -> click.Command:
+    """The subcommand of that name, built or imported when it is needed."""
+    if name in OTHERS:
+        command: click.Command = import_module(f"vitdc.cli.{name}").command
+        return command
+    from vitdc.cli.steps import step_command
+
+    return step_command(name)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and lines, and builds a command when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return find_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vitdc")
+def cli() -> None:
+    """Deep clustering of images with a Vision Transformer.
+
+    The whole method is `dvc repro` (or `make demo`), which calls prepare, pretrain, refine and
+    evaluate. `vitdc run` does the same in one process. Parameters come from params.yaml;
+    -S section.key=value changes one for a single command.
+    """
+
+
+def main() -> NoReturn:
+    """Entry point of `vitdc`."""
+    run_group(cli, prog_name="vitdc")
+
+
+def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
+    """Run a command line: 0 done, 1 failed while running, 2 wrong input or configuration."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("vitdc").setLevel(logging.INFO)
+    # OpenMP threads that spin while they wait make every other process crawl, and on a machine
+    # that is shared they are made to crawl themselves. Read when torch and faiss are loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_on_sigterm()
+    try:
+        group.main(prog_name=prog_name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (InputError, TrainingError) as error:
+        click.echo(f"vitdc: {error}", err=True)
+        sys.exit(exit_code(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("vitdc: interrupted; nothing half-written is left", err=True)
+        sys.exit(130)
+    sys.exit(0)

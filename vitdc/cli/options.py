@@ -1,0 +1,22 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+
+import click
+
+PARAMS_OPTIONS = (
+    click.Option(
+        ["--params", "params_file"],
+        type=click.Path(path_type=Path),
+        default=Path("params.yaml"),
+        show_default=True,
+        metavar="FILE",
+        help="Parameter file.",
+    ),
+    click.Option(
+        ["-S", "--set", "overrides"],
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Change a parameter for this command; may be repeated.",
+    ),
+)

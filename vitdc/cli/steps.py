@@ -1,0 +1,173 @@
+"""A subcommand per step, made from the step's signature and docstring.
+
+A step's `Path` arguments become options, its sections come from `params.yaml`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import click
+
+from vitdc.cli.options import PARAMS_OPTIONS
+
+if TYPE_CHECKING:
+    from vitdc.artifacts import Checkpoint, RoundRow
+    from vitdc.config import Params
+    from vitdc.tracking import Tracker
+
+ROUND_OPTIONS = ("initial", "previous", "last", "round")
+
+
+def step_command(name: str) -> click.Command:
+    """Build the subcommand of a step, or of `refine`, from its signature and docstring."""
+    from vitdc import loop, steps
+    from vitdc.config import Section
+
+    function: Callable[..., Any] = loop.refine if name == "refine" else getattr(steps, name)
+    hints = {k: v for k, v in get_type_hints(function).items() if k not in ("return", "on_round")}
+    sections = [k for k, v in hints.items() if isinstance(v, type) and issubclass(v, Section)]
+    description, arguments = parse_docstring(function)
+    paths = [key for key in hints if key not in sections and key != "seed"]
+    options = [_path_option(function, key, hints[key], arguments[key]) for key in paths]
+    if name == "evaluate":
+        options = _evaluate_options(options)
+
+    def run(params_file: Path, overrides: tuple[str, ...], **paths: Any) -> None:
+        from vitdc.config import Params
+
+        params = Params.load(params_file, overrides)
+        perform = {"refine": refine, "evaluate": evaluate}.get(name, execute)
+        perform(function, params, paths)
+
+    used = ", ".join(f"`{section}`" for section in sections)
+    return click.Command(
+        name,
+        params=[*options, *PARAMS_OPTIONS],
+        callback=run,
+        help=description,
+        epilog=f"Reads {used} of the parameter file; `vitdc params SECTION` explains them.",
+    )
+
+
+def _path_option(function: Callable[..., Any], key: str, hint: Any, text: str) -> click.Option:
+    from vitdc.artifacts import RoundPaths
+
+    def convert(ctx: click.Context, param: click.Parameter, value: Path | None) -> Any:
+        return RoundPaths.in_directory(value) if hint is RoundPaths and value else value
+
+    return click.Option(
+        [f"--{key}", key],
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        required=inspect.signature(function).parameters[key].default is inspect.Parameter.empty,
+        callback=convert,
+        help=text + (" A directory with all three." if hint is RoundPaths else ""),
+    )
+
+
+def _evaluate_options(options: list[click.Option]) -> list[click.Option]:
+    """`--rounds DIR` instead of the four artifacts of single rounds, whose number nobody knows."""
+    for option in options:
+        if option.name in ROUND_OPTIONS:
+            option.required = False
+    rounds = click.Option(
+        ["--rounds"],
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Directory that `refine` wrote; stands for --initial, --previous, --last and --round.",
+    )
+    dataset, *others = options
+    return [dataset, rounds, *others]
+
+
+def parse_docstring(function: Callable[..., Any]) -> tuple[str, Mapping[str, str]]:
+    """A Google docstring's text before `Args:`, and the description of every argument."""
+    text = inspect.getdoc(function) or ""
+    description, _, rest = text.partition("\nArgs:\n")
+    block = re.split(r"\n\n\S", rest)[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
+    return description.strip(), {key: " ".join(value.split()) for key, value in found}
+
+
+# --- what the commands do ----------------------------------------------------------------------
+
+ROUND_OPTIONS = ("initial", "previous", "last", "round")
+
+
+def _arguments(
+    function: Callable[..., Any], params: Params, paths: dict[str, Any]
+) -> dict[str, Any]:
+    """All that a step takes: its sections and the seed from the parameters, and the paths.
+
+    A path wins over a section of its name: the `clustering` of `check` is an artifact.
+    """
+    names = inspect.signature(function).parameters
+    configured = {n: getattr(params, n) for n in names if n in type(params).model_fields}
+    return {**configured, **paths}
+
+
+def execute(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
+    """Run a step and say in a line what it made."""
+    from vitdc import summary
+
+    click.echo(summary.describe(function(**_arguments(function, params, paths))))
+
+
+def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
+    """Run the rounds; print and record each as it ends."""
+    from vitdc import summary
+
+    with _tracker(params, paths["dataset"]) as tracker:
+        table = summary.RoundTable(click.echo)
+
+        def on_round(rows: list[RoundRow], checkpoint: Checkpoint) -> None:
+            table.add(rows[-1])
+            tracker.log_rounds(rows)
+            tracker.log_history(checkpoint.round, checkpoint.history)
+
+        history = function(**_arguments(function, params, paths), on_round=on_round)
+    click.echo(summary.describe_verdict(history))
+
+
+def evaluate(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
+    """Evaluate a run and complete its record, whichever stages were skipped before."""
+    from vitdc import loop, summary
+    from vitdc.artifacts import RoundPaths
+    from vitdc.steps import ROUNDS_OF_EVALUATE
+    from vitdc.tracking import log_evaluation
+
+    rounds = paths.pop("rounds")
+    given = [key for key in ROUND_OPTIONS if paths.get(key) is not None]
+    if bool(rounds) == bool(given) or (given and len(given) < len(ROUND_OPTIONS)):
+        raise click.UsageError(
+            "Give either --rounds or all of --initial, --previous, --last and --round."
+        )
+    if rounds:
+        directories = loop.round_directories(rounds)
+        paths |= loop.round_arguments(directories)
+        recorded = [RoundPaths.in_directory(directory) for directory in directories]
+    else:
+        recorded = [paths[key] for key in ROUNDS_OF_EVALUATE]
+    with _tracker(params, paths["dataset"]) as tracker:
+        evaluation = function(**_arguments(function, params, paths))
+        log_evaluation(tracker, evaluation, recorded)
+    click.echo(summary.describe(evaluation))
+
+
+def _tracker(params: Params, dataset: Path) -> AbstractContextManager[Tracker]:
+    from vitdc.artifacts import Dataset
+    from vitdc.tracking import open_tracker
+
+    images = Dataset.load(dataset)
+    return open_tracker(
+        params,
+        dataset_name=images.name,
+        content_hash=images.content_hash,
+        origin=images.origin,
+    )

@@ -1,0 +1,53 @@
+"""Where runs are recorded: the only package that imports mlflow.
+
+There is one MLflow run per distinct set of parameters (and data set), whoever records it and how
+often. `refine` tells what it knows after every round, so that a person can watch; `evaluate`
+tells everything again, so that the record is complete even where DVC skipped the stages before.
+Telling the same twice adds nothing. Telling something else about the same parameters (the code or
+the machine changed) moves the old run to MLflow's trash and makes a fresh one.
+
+Where every step is a process of its own (Kubeflow), `start_record` makes the run, hands its id on,
+`resume_record` continues it, and `end_record` says how the whole ended. If Kubeflow's MLflow plugin
+has made a run for the pipeline (MLFLOW_RUN_ID is the task's nested one), that run is used.
+
+Records go to `sqlite:///mlflow.db` or wherever MLFLOW_TRACKING_URI points. Beside an SQLite file,
+artifacts lie in the folder `mlartifacts`; a server decides for itself where its artifacts lie.
+
+Importing mlflow takes seconds, so that happens when a tracker is opened, not before.
+
+naming          names, steps, and which parameters identify a run
+store           the store that MLFLOW_TRACKING_URI names
+record          one MLflow run
+tracker         what a runner tells while it works
+pipeline_runs   the record of a Kubeflow pipeline run
+"""
+
+from vitdc.tracking.naming import Point
+from vitdc.tracking.pipeline_runs import (
+    end_record,
+    find_model,
+    record_evaluated,
+    resume_record,
+    start_record,
+)
+from vitdc.tracking.tracker import (
+    MlflowTracker,
+    NullTracker,
+    Tracker,
+    log_evaluation,
+    open_tracker,
+)
+
+__all__ = [
+    "MlflowTracker",
+    "NullTracker",
+    "Point",
+    "Tracker",
+    "end_record",
+    "find_model",
+    "log_evaluation",
+    "open_tracker",
+    "record_evaluated",
+    "resume_record",
+    "start_record",
+]

@@ -1,0 +1,115 @@
+"""What is recorded under which name and step, and which parameters identify a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vitdc.artifacts import SPLITS, RoundRow
+from vitdc.config import Params
+from vitdc.errors import mask_credentials
+
+ROUND_METRICS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
+
+# Where the data came from and how fast: the result does not depend on these, given the content.
+_NOT_IDENTIFYING = (
+    *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path"),
+    "data.num_workers",
+)
+
+IDENTITY_TAG = "vitdc.identity"
+FAILURE_TAG = "vitdc.failure"
+SUPERSEDES_TAG = "vitdc.supersedes"
+MODEL_TAG = "vitdc.model_uri"
+ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
+
+_MAX_VALUE = 500  # characters that old servers take
+
+
+class Point(NamedTuple):
+    """Where a value stands in MLflow. MLflow's charts are grouped by the part before a slash."""
+
+    key: str
+    step: int
+
+
+Points = dict[Point, float]
+
+
+def round_points(rows: Iterable[RoundRow]) -> Points:
+    """The metrics of rounds.csv under its own column names, step = round."""
+    values = ((row.round, name, getattr(row, name)) for row in rows for name in ROUND_METRICS)
+    return {Point(name, step): float(value) for step, name, value in values if value is not None}
+
+
+def history_points(round: int, history: Sequence[Mapping[str, float | None]]) -> Points:
+    """Epochs as `pretraining/...` (round 0) or `joint/...`, the steps of the rounds in a row.
+
+    Every round trains for as many epochs as this one.
+    """
+    prefix = "joint" if round else "pretraining"
+    offset = max(round - 1, 0) * len(history)
+    points: Points = {}
+    for row in history:
+        step = offset + int(row["epoch"] or 0)
+        values = {name: value for name, value in row.items() if name != "epoch"}
+        points |= {
+            Point(f"{prefix}/{n}", step): float(v) for n, v in values.items() if v is not None
+        }
+    return points
+
+
+def result_points(metrics: Mapping[str, Any]) -> tuple[Points, dict[str, str]]:
+    """metrics.json as `final/...` metrics and `vitdc....` tags.
+
+    The split goes last, as in rounds.csv: {"test": {"nmi": 0.9}} becomes `final/nmi_test`. Text
+    (the stop reason) becomes a tag; what is null is left out.
+    """
+    points: Points = {}
+    tags: dict[str, str] = {}
+    for path, value in flatten(metrics):
+        name = "_".join(sorted(path, key=SPLITS.__contains__))
+        if isinstance(value, str):
+            tags[f"vitdc.{name}"] = value
+        elif isinstance(value, int | float):
+            points[Point(f"final/{name}", 0)] = float(value)
+    return points, tags
+
+
+def run_params(params: Params) -> dict[str, str]:
+    """All parameters of the method, flat: {"seed": "0", "joint.gamma": "0.1", ...}."""
+    values = params.model_dump(mode="json", exclude={"tracking", "kubernetes"})
+    return {".".join(path): as_text(value) for path, value in flatten(values)}
+
+
+def run_identity(params: Params, *, content_hash: str) -> str:
+    """Hash of all that the result depends on: runs with the same one are the same run."""
+    values = {k: v for k, v in run_params(params).items() if k not in _NOT_IDENTIFYING}
+    text = json.dumps({"dataset": content_hash, **values}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_name(params: Params, *, dataset_name: str) -> str:
+    """The chosen name, or one like `gamma=0.1 seed=0 k=10 digits`.
+
+    MLflow's lists show about 16 characters, so what most often differs comes first.
+    """
+    k, gamma = params.clustering.num_clusters, params.joint.gamma
+    return params.tracking.run_name or f"gamma={gamma:g} seed={params.seed} k={k} {dataset_name}"
+
+
+def flatten(
+    values: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def as_text(value: Any) -> str:
+    text = mask_credentials(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."

@@ -1,0 +1,153 @@
+"""The record of a Kubeflow pipeline run, whose steps are processes of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from vitdc.config import Params, TrackingConfig
+from vitdc.errors import InputError, mask_credentials
+from vitdc.tracking.naming import MODEL_TAG
+from vitdc.tracking.record import RunRecord, describe_run, find_run, injected_run, open_record
+from vitdc.tracking.store import find_experiment, open_store
+from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker
+
+_PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
+_EVALUATED = "EVALUATED"
+_SUCCESSES = ("SUCCEEDED", "COMPLETE", "CACHED")  # of Kubeflow's releases
+
+
+def start_record(
+    params: Params,
+    *,
+    dataset_name: str,
+    content_hash: str,
+    origin: Mapping[str, str] | None = None,
+    pipeline_run_id: str,
+) -> str:
+    """Find or make the run as `open_tracker` does, and say which pipeline run fills it.
+
+    Args:
+        params: All parameters.
+        dataset_name: `Dataset.name`, for people.
+        content_hash: `Dataset.content_hash`.
+        origin: `Dataset.origin`.
+        pipeline_run_id: Kubeflow's id of the pipeline run.
+
+    Returns:
+        What `resume_record` needs: the ids of the MLflow run and of the pipeline run; empty if
+        nothing is recorded.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
+    """
+    if not params.tracking.enabled:
+        return ""
+    record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
+    record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): "RUNNING"})
+    return f"{record.run_id}/{pipeline_run_id}"
+
+
+def resume_record(record: str) -> Tracker:
+    """Continue the run that `start_record` made; a failure is left to `end_record` to tell.
+
+    Args:
+        record: What `start_record` returned.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI cannot be used or has no such run.
+    """
+    if not record:
+        return NullTracker()
+    with open_store() as client:
+        return MlflowTracker(RunRecord.resume(client, record.partition("/")[0]))
+
+
+def record_evaluated(record: str, *, model_uri: str) -> None:
+    """Record that the pipeline run has done all its work, and where it left its model.
+
+    Args:
+        record: What `start_record` returned.
+        model_uri: Of a directory, in the store of the pipeline's artifacts.
+    """
+    if record:
+        run_id, _, pipeline_run_id = record.partition("/")
+        with open_store() as client:
+            RunRecord.resume(client, run_id).tag(
+                {MODEL_TAG: model_uri, _state_tag(pipeline_run_id): _EVALUATED}
+            )
+
+
+def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str) -> str:
+    """Record how a pipeline run ended, also when it failed before there was anything to record.
+
+    What has been evaluated has succeeded, whatever Kubeflow says: it names success differently from
+    release to release, and tells exit handlers of failures that a retry made good.
+
+    Args:
+        params: All parameters.
+        pipeline_run_id: Kubeflow's id of the pipeline run.
+        state: In which Kubeflow says it is.
+        reason: What failed, in words; ignored for a success.
+
+    Returns:
+        "SUCCEEDED" or "FAILED".
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
+    """
+    succeeded = state.upper() in _SUCCESSES
+    if params.tracking.enabled:
+        with open_store() as client:
+            experiment_id = find_experiment(client, params.tracking.experiment)
+            tag = _state_tag(pipeline_run_id)
+            run = injected_run(client) or find_run(client, experiment_id, tag)
+            if run:
+                record = RunRecord.resume(client, str(run.info.run_id))
+                succeeded = succeeded or record.tags.get(tag) == _EVALUATED
+            else:
+                unread = describe_run(params, "no data", "", None)
+                unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
+                record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
+            record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
+            if not succeeded:
+                record.fail(reason)
+    return "SUCCEEDED" if succeeded else "FAILED"
+
+
+def find_model(tracking: TrackingConfig, run_id: str) -> str:
+    """The URI that `record_evaluated` recorded.
+
+    Args:
+        tracking: Which experiment to look in for Kubeflow's id.
+        run_id: The id of the MLflow run, or Kubeflow's id of the pipeline run.
+
+    Raises:
+        InputError: There is no such run, or it has left no model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not re.fullmatch(r"[\w-]+", run_id):
+        raise InputError(f"{run_id!r}: not the id of a run; it has letters, digits and dashes only")
+    with open_store(way_out="set MLFLOW_TRACKING_URI to where the run was recorded") as client:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException:
+            experiment = client.get_experiment_by_name(tracking.experiment)
+            found = experiment and find_run(client, experiment.experiment_id, _state_tag(run_id))
+            if not found:
+                raise InputError(
+                    f"{run_id}: neither an MLflow run nor a pipeline run recorded in experiment"
+                    f" {tracking.experiment!r} at {mask_credentials(client.tracking_uri)}"
+                ) from None
+            run = found
+    if MODEL_TAG not in run.data.tags:
+        raise InputError(
+            f"{run_id}: the run has left no model; only pipeline runs that have evaluated have"
+        )
+    return str(run.data.tags[MODEL_TAG])
+
+
+def _state_tag(pipeline_run_id: str) -> str:
+    """The tag with the state of one of the pipeline runs that an MLflow run stands for."""
+    return f"vitdc.kfp_run.{pipeline_run_id}"

@@ -1,0 +1,278 @@
+"""One MLflow run: found or made by its identity, and what is added twice is recorded once."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vitdc import __version__
+from vitdc.config import Params
+from vitdc.errors import InputError
+from vitdc.tracking.naming import (
+    FAILURE_TAG,
+    IDENTITY_TAG,
+    ORIGIN_TAG,
+    SUPERSEDES_TAG,
+    Point,
+    Points,
+    as_text,
+    run_identity,
+    run_name,
+    run_params,
+)
+from vitdc.tracking.store import find_experiment, open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # of one request
+
+
+class RunDescription(NamedTuple):
+    """What a run is, before anything has been measured."""
+
+    identity: str
+    name: str
+    params: dict[str, str]
+    dataset_name: str
+    content_hash: str
+    origin: Mapping[str, str]
+
+
+class RunRecord:
+    """One MLflow run, found or made by its identity; what is added twice is recorded once."""
+
+    def __init__(self, client: MlflowClient, run: Run, description: RunDescription) -> None:
+        self._client = client
+        self._run = run
+        self._description = description
+        self._told: Points = {}
+        self._write_params()
+
+    @classmethod
+    def open(
+        cls, client: MlflowClient, *, experiment_id: str, description: RunDescription
+    ) -> RunRecord:
+        """Find the run by its identity, or make it; a run that Kubeflow made is taken as it is."""
+        if run := injected_run(client):
+            for key, value in _run_tags(description).items():
+                client.set_tag(run.info.run_id, key, value)
+        else:
+            run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
+        return cls(client, run or _create_run(client, experiment_id, description), description)
+
+    @classmethod
+    def resume(cls, client: MlflowClient, run_id: str) -> RunRecord:
+        """Continue a run by its id, or the one that superseded it."""
+        run = client.get_run(run_id)
+        while run.info.lifecycle_stage == "deleted":
+            newer = find_run(client, run.info.experiment_id, SUPERSEDES_TAG, run.info.run_id)
+            if newer is None:
+                raise InputError(
+                    f"the MLflow run {run_id} is in MLflow's trash; restore it with `mlflow runs"
+                    f" restore --run-id {run_id}`, or run again"
+                )
+            run = newer
+        return cls(client, run, _description_of(run))
+
+    @property
+    def run_id(self) -> str:
+        return str(self._run.info.run_id)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return dict(self._run.data.tags)
+
+    @cached_property
+    def _recorded(self) -> Points:
+        """All points that are recorded (one request per metric, none for a new run)."""
+        return {
+            Point(key, metric.step): metric.value
+            for key in self._run.data.metrics
+            for metric in self._client.get_metric_history(self.run_id, key)
+        }
+
+    def add(self, points: Points) -> None:
+        """Record the points that are not there yet."""
+        self._told.update(points)
+        if any(self._recorded.get(point, value) != value for point, value in self._told.items()):
+            self._supersede()
+        if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
+            self._client.delete_tag(self.run_id, FAILURE_TAG)
+            self._set_status("RUNNING")
+        self._write({p: v for p, v in self._told.items() if p not in self._recorded})
+
+    def finish(self, points: Points, *, complete: Iterable[str], tags: dict[str, str]) -> None:
+        """Record the last points and that the run is done.
+
+        Args:
+            points: The last points.
+            complete: Metrics of which every step has been told: one that is recorded beyond them
+                belongs to another result.
+            tags: Recorded, too.
+        """
+        complete = frozenset(complete)
+        told = {**self._told, **points}
+        if any(p.key in complete and p not in told for p in self._recorded):
+            self._supersede()
+        self.add(points)
+        self.tag(tags)
+        if self._run.info.status != "FINISHED":
+            self._client.set_terminated(self.run_id, "FINISHED")
+            self._run = self._client.get_run(self.run_id)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def upload(self, directory: Path) -> None:
+        """Copy the files people read to the run, over those of an earlier time."""
+        for pattern in RESULT_FILES:
+            for file in sorted(directory.glob(pattern)):
+                folder = file.parent.relative_to(directory).as_posix()
+                folder_or_root = None if folder == "." else folder
+                self._client.log_artifact(self.run_id, str(file), folder_or_root)
+
+    def fail(self, reason: str) -> None:
+        """Record that the run ended badly; a run that had been finished before stays so."""
+        if self._run.info.status != "RUNNING":
+            return
+        self._client.set_tag(self.run_id, FAILURE_TAG, as_text(reason))
+        self._client.set_terminated(self.run_id, "FAILED")
+
+    def _write(self, points: Points) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(p.key, value, now, p.step) for p, value in points.items()]
+        for start in range(0, len(metrics), _MAX_METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS])
+        self._recorded.update(points)
+
+    def _write_params(self) -> None:
+        """Record the parameters that are missing: all of a new run's."""
+        from mlflow.entities import Param
+
+        there = self._run.data.params
+        params = [Param(k, v) for k, v in self._description.params.items() if k not in there]
+        for start in range(0, len(params), _MAX_PARAMS):
+            self._client.log_batch(self.run_id, params=params[start : start + _MAX_PARAMS])
+
+    def _supersede(self) -> None:
+        """Put the run into the trash and start over with a fresh one."""
+        old = self.run_id
+        if "MLFLOW_RUN_ID" in os.environ:  # it is Kubeflow's, and stays what it is
+            return
+        self._client.delete_run(old)
+        self._run = _create_run(
+            self._client, self._run.info.experiment_id, self._description, {SUPERSEDES_TAG: old}
+        )
+        self._recorded = {}
+        self._write_params()
+
+    def _set_status(self, status: str) -> None:
+        self._client.update_run(self.run_id, status)
+        self._run = self._client.get_run(self.run_id)
+
+
+def find_run(
+    client: MlflowClient, experiment_id: str, tag: str, value: str | None = None
+) -> Run | None:
+    """The newest run of the experiment that has the tag, with the value or with any."""
+    wanted = f"= '{value}'" if value else "LIKE '%'"
+    runs = client.search_runs(
+        [experiment_id],
+        filter_string=f"tags.`{tag}` {wanted}",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def injected_run(client: MlflowClient) -> Run | None:
+    """The run that Kubeflow's MLflow plugin made for the pipeline: the parent of the task's own."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    run = client.get_run(run_id)
+    parent = run.data.tags.get("mlflow.parentRunId")
+    return client.get_run(parent) if parent else run
+
+
+def _create_run(
+    client: MlflowClient,
+    experiment_id: str,
+    about: RunDescription,
+    extra_tags: Mapping[str, str] | None = None,
+) -> Run:
+    from mlflow.entities import Dataset, DatasetInput
+
+    tags = {**_run_tags(about), **(extra_tags or {})}
+    run = client.create_run(experiment_id, tags=tags, run_name=about.name)
+    if about.content_hash:
+        source = json.dumps({"sha256": about.content_hash, **about.origin})
+        dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
+        client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
+    return run
+
+
+def _run_tags(about: RunDescription) -> dict[str, str]:
+    origin = {f"{ORIGIN_TAG}{key}": value for key, value in about.origin.items()}
+    return {IDENTITY_TAG: about.identity, **origin, **_provenance()}
+
+
+def describe_run(
+    params: Params, dataset_name: str, content_hash: str, origin: Mapping[str, str] | None
+) -> RunDescription:
+    return RunDescription(
+        identity=run_identity(params, content_hash=content_hash),
+        name=run_name(params, dataset_name=dataset_name),
+        params=run_params(params),
+        dataset_name=dataset_name,
+        content_hash=content_hash,
+        origin=origin or {},
+    )
+
+
+def _description_of(run: Run) -> RunDescription:
+    """What a recorded run is, read back from its record."""
+    datasets = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
+    source = json.loads(datasets[0].source) if datasets else {}
+    return RunDescription(
+        identity=run.data.tags.get(IDENTITY_TAG, ""),
+        name=run.info.run_name,
+        params=dict(run.data.params),
+        dataset_name=datasets[0].name if datasets else "",
+        content_hash=source.pop("sha256", ""),
+        origin=source,
+    )
+
+
+def _provenance() -> dict[str, str]:
+    """Tags that say who and what made the run, under MLflow's own names where it has them."""
+    tags = {"vitdc.version": __version__, "mlflow.source.name": "vitdc"}
+    with suppress(KeyError, OSError, ImportError):  # a container's user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or not a repository
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        tags["mlflow.source.git.commit"] = git.stdout.strip()
+    return tags
+
+
+def open_record(params: Params, description: RunDescription) -> RunRecord:
+    with open_store() as client:
+        experiment_id = find_experiment(client, params.tracking.experiment)
+        return RunRecord.open(client, experiment_id=experiment_id, description=description)

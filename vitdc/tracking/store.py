@@ -1,0 +1,180 @@
+"""Where the records are: the store that MLFLOW_TRACKING_URI names, and its errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from vitdc import environment
+from vitdc.errors import InputError, TrainingError, mask_credentials, one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ARTIFACT_FOLDER = "mlartifacts"
+_SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+_SCHEMES = (*_SQL_SCHEMES, "http", "https")
+
+
+@contextmanager
+def open_store(
+    way_out: str = "set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
+) -> Iterator[MlflowClient]:
+    """The store that MLFLOW_TRACKING_URI names; what goes wrong with it is said in one line."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    _check_scheme(uri)
+    quiet_mlflow()
+    with (
+        explaining(
+            InputError,
+            problem=f"MLflow at {mask_credentials(uri)} cannot be used",
+            way_out=way_out,
+        ),
+        patience(retries=1, timeout=10),
+    ):
+        from mlflow import MlflowClient
+
+        uri = _prepare_database(uri)
+        yield MlflowClient(uri, registry_uri=uri)
+
+
+def _check_scheme(uri: str) -> None:
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in _SCHEMES:
+        return
+    problem = "MLflow no longer records in folders" if scheme in ("", "file") else "unknown scheme"
+    raise InputError(
+        f"MLFLOW_TRACKING_URI={mask_credentials(uri)}: {problem}; valid are sqlite:///FILE.db, http://HOST:PORT"
+        " and other databases (postgresql://...)"
+    )
+
+
+def quiet_mlflow() -> None:
+    """Keep mlflow's chatter out of the terminal, and the news of our runs on this machine."""
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def _prepare_database(uri: str) -> str:
+    """Open a database once: mlflow itself retries for minutes before it says what is wrong.
+
+    Returns:
+        The URI, with the absolute path of an SQLite file, so that it does not depend on the
+        working directory.
+    """
+    if urlsplit(uri).scheme.partition("+")[0] not in _SQL_SCHEMES:
+        return uri
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    if file := sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        url = url.set(database=str(file))
+    engine = sqlalchemy.create_engine(url)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+    return url.render_as_string(hide_password=False)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The absolute path of an SQLite store, None for another store."""
+    if not uri.startswith("sqlite"):
+        return None
+    import sqlalchemy
+
+    name = sqlalchemy.make_url(uri).database
+    return Path(name).absolute() if name and name != ":memory:" else None
+
+
+def find_experiment(client: MlflowClient, name: str) -> str:
+    """Id of the experiment, made if need be."""
+    from mlflow.exceptions import MlflowException
+
+    file = sqlite_file(client.tracking_uri)
+    artifacts = str(file.parent / ARTIFACT_FOLDER) if file else None
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+            assert experiment is not None
+    if experiment.lifecycle_stage == "deleted":
+        raise InputError(
+            f"tracking.experiment: {name!r} is in MLflow's trash; restore it with `mlflow"
+            f" experiments restore -x {experiment.experiment_id}` or choose another name"
+        )
+    if file and artifacts:
+        _check_artifacts(file, experiment.artifact_location, artifacts, name)
+    return str(experiment.experiment_id)
+
+
+def _check_artifacts(file: Path, recorded: str, expected: str, experiment: str) -> None:
+    """Follow an SQLite store that was moved: MLflow keeps absolute paths of artifacts in it."""
+    if recorded.startswith("mlflow-artifacts:"):
+        raise InputError(
+            f"tracking.experiment: {experiment!r} was made by a server, which alone can store its"
+            " artifacts; set MLFLOW_TRACKING_URI to the server or choose another name"
+        )
+    if recorded == expected or Path(recorded).name != ARTIFACT_FOLDER:
+        return
+    connection = sqlite3.connect(file)
+    with connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
+            (expected, recorded),
+        )
+        connection.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+            " WHERE substr(artifact_uri, 1, ?) = ?",
+            (expected, len(recorded) + 1, len(recorded) + 1, f"{recorded}/"),
+        )
+    connection.close()
+
+
+def patience(*, retries: int, timeout: int) -> AbstractContextManager[None]:
+    """Let a lost server be noticed soon, unless the user chose otherwise; mlflow waits minutes."""
+    return environment.defaults(
+        {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        }
+    )
+
+
+@contextmanager
+def explaining(kind: type[Exception], *, problem: str, way_out: str) -> Iterator[None]:
+    """Turn an error of mlflow or below into one of ours, in one line."""
+    try:
+        yield
+    except (InputError, TrainingError):
+        raise
+    except Exception as error:
+        raise kind(f"{problem}: {error_text(error)}; {way_out}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {error_text(error)}"
+
+
+def error_text(error: BaseException) -> str:
+    """The message without line breaks, what was said first and last if it is long."""
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's own error
+    text = one_line(cause)
+    return text if len(text) <= 600 else f"{text[:250]} ... {text[-250:]}"
