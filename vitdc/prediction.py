@@ -1,0 +1,167 @@
+"""From new images to clusters: the model and the centroids of a finished run.
+
+A model directory holds `checkpoint` and `clustering`: `results/model`, a round of `refine`, what
+`python -m pipelines import-model` fetches and what the MLflow registry stores. It is read by
+`artifacts` alone: safetensors, npy and JSON; nothing is unpickled and no code of it is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import faiss
+import numpy as np
+import torch
+
+from vitdc import artifacts
+from vitdc.artifacts import Checkpoint, Clustering, Evaluation
+from vitdc.config import ComputeConfig
+from vitdc.device import limited_threads, resolve_device
+from vitdc.errors import InputError
+from vitdc.model import DeepClusteringViT, images_to_tensor, load_model
+
+UNSURE_QUANTILE = 0.99
+
+
+class Prediction(NamedTuple):
+    """Where images belong.
+
+    Attributes:
+        cluster: (N,) int64: the cluster with the nearest centroid.
+        distance: (N,) float32: Euclidean distance of z to that centroid.
+        second_distance: (N,) float32: to the second-nearest centroid; inf if there is one only.
+        unsure: (N,) bool: too far from the centroid to belong there, see `distance_limits`.
+    """
+
+    cluster: np.ndarray
+    distance: np.ndarray
+    second_distance: np.ndarray
+    unsure: np.ndarray
+
+    @property
+    def margin(self) -> np.ndarray:
+        """(N,) float32 in [0, 1]: how much farther the second-nearest centroid is, relative to it.
+
+        0 is a tie, 1 an image that lies on its centroid.
+        """
+        with np.errstate(invalid="ignore"):  # 0 / 0 is a tie
+            margin: np.ndarray = 1 - np.nan_to_num(self.distance / self.second_distance, nan=1.0)
+        return margin
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The model and the clusters of a run, ready for new images.
+
+    Attributes:
+        checkpoint: The description of the model.
+        clustering: Centroids, and the training distances that the limits come from.
+        model: In evaluation mode, on `device`.
+        device: Where the model is.
+        compute: Threads and batch size.
+    """
+
+    checkpoint: Checkpoint
+    clustering: Clustering
+    model: DeepClusteringViT
+    device: torch.device
+    compute: ComputeConfig
+
+    @classmethod
+    def load(cls, path: Path, compute: ComputeConfig | None = None) -> Self:
+        """Load a model directory, or the one in a results directory.
+
+        Raises:
+            InputError: There is none at `path`, it is damaged or of another format version, or its
+                parts do not belong together.
+        """
+        compute = compute or ComputeConfig()
+        directory = find_model_directory(path)
+        checkpoint = Checkpoint.load(directory / "checkpoint")
+        clustering = Clustering.load(directory / "clustering")
+        if checkpoint.round != clustering.round:
+            raise InputError(
+                f"{directory}: the checkpoint is of round {checkpoint.round}, the clustering of"
+                f" round {clustering.round}; mixed up directories?"
+            )
+        device = resolve_device(compute)
+        return cls(checkpoint, clustering, load_model(checkpoint).to(device), device, compute)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images it takes."""
+        return self.checkpoint.image_shape
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.clustering.centroids)
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """(N, H, W, C) uint8 -> (N, D) float32: z, batch by batch."""
+        if images.shape[1:] != self.image_shape or images.dtype != np.uint8:
+            raise InputError(
+                f"images of shape {images.shape} and type {images.dtype}, but the model takes"
+                f" (N, {', '.join(map(str, self.image_shape))}) uint8"
+            )
+        out = np.empty((len(images), self.clustering.centroids.shape[1]), np.float32)
+        step = self.compute.embedding_batch_size
+        with limited_threads(self.compute.num_threads), torch.inference_mode():
+            for start in range(0, len(images), step):
+                batch = images_to_tensor(images[start : start + step], self.device)
+                out[start : start + step] = self.model(batch).embedding.cpu().numpy()
+        return out
+
+    def predict(self, images: np.ndarray) -> Prediction:
+        """Assign images to clusters.
+
+        Args:
+            images: (N, H, W, C) uint8, N >= 0.
+
+        Raises:
+            InputError: The images have another shape or type than the model takes.
+        """
+        return self.assign(self.embed(images))
+
+    def assign(self, embedding: np.ndarray) -> Prediction:
+        """(N, D) float32 -> the two nearest centroids of every row."""
+        centroids = self.clustering.centroids
+        index = faiss.IndexFlatL2(centroids.shape[1])
+        index.add(centroids)
+        nearest = index.search(embedding, min(2, len(centroids)))[1]  # (N, 1 or 2)
+        # computed directly: faiss's expanded form loses digits close to a centroid
+        distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
+        cluster, first = nearest[:, 0], distance[:, 0]
+        second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
+        return Prediction(cluster, first, second, first > distance_limits(self.clustering)[cluster])
+
+
+def distance_limits(clustering: Clustering) -> np.ndarray:
+    """(K,) float32: the distance beyond which an image does not look like those of its cluster.
+
+    It is the `UNSURE_QUANTILE` of the distances of the cluster's own training images.
+    """
+    limits = np.zeros(len(clustering.centroids), np.float32)
+    for cluster in range(len(limits)):
+        own = clustering.train.distance[clustering.train.assignment == cluster]
+        limits[cluster] = np.quantile(own, UNSURE_QUANTILE) if len(own) else 0
+    return limits
+
+
+def find_model_directory(path: Path) -> Path:
+    """The directory with `checkpoint` and `clustering`, in a results directory or given itself.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = Path(path)
+    if (path / "artifact.json").is_file():
+        artifacts.read_metadata(path, Evaluation.kind)
+        return path / "model"
+    if not all((path / name).is_dir() for name in ("checkpoint", "clustering")):
+        raise InputError(
+            f"{path}: no model here; name a results directory, or one that holds `checkpoint` and"
+            " `clustering`"
+        )
+    return path
