@@ -7,6 +7,7 @@ nothing that changes between identical runs (no time, no path, no host), so equa
 bytes. Arrays are memory-mapped on loading. Nothing is ever unpickled.
 """
 
+from vitdc.artifacts.annotations import Annotations
 from vitdc.artifacts.checkpoint import Checkpoint, TrainingState
 from vitdc.artifacts.clustering import Clustering, ClusteringScores, SplitClustering, SplitScores
 from vitdc.artifacts.dataset import Dataset, DatasetWriter, Split, writing_dataset
@@ -32,6 +33,7 @@ from vitdc.artifacts.storage import (
     read_metadata,
     remove,
     replacing,
+    replacing_file,
     sha256,
     writing,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "LOSS_ROSE",
     "MAX_ROUNDS",
     "SPLITS",
+    "Annotations",
     "Checkpoint",
     "ClusterRow",
     "Clustering",
@@ -67,6 +70,7 @@ __all__ = [
     "read_metadata",
     "remove",
     "replacing",
+    "replacing_file",
     "sha256",
     "writing",
     "writing_dataset",

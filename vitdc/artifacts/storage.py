@@ -7,13 +7,15 @@ cost more than the step; `VERIFY_BYTES` is the limit.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -54,6 +56,31 @@ def replacing(path: Path) -> Iterator[Path]:
             old.rename(path)
         remove(partial)
         remove(old)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[TextIO]:
+    """Yield a new text file that takes the place of `path` when the block succeeds.
+
+    Whatever ends the block early leaves `path` as it was.
+
+    Raises:
+        InputError: `path` is a directory or cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file = partial.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+        partial.replace(path)
+    finally:
+        remove(partial)
 
 
 def check_replaceable(path: Path) -> None:
