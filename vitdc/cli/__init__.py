@@ -35,10 +35,12 @@ COMMANDS = {
     "refine": "Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the"
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
+    "explore": "Look through the clusters of a results directory in the browser, name and correct"
+    " them.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-OTHERS = ("run", "summary", "params")  # each in a module of its name
+OTHERS = ("run", "explore", "summary", "params")  # each in a module of its name
 
 
 def find_command(name: str) -> click.Command:

@@ -1,0 +1,171 @@
+/**
+ * A grid of any number of images: only the rows in sight exist.
+ *
+ * It is one listbox: Tab reaches it, arrows move in it, Space selects. The picture under the cursor
+ * is named by aria-activedescendant, because most others are not there.
+ */
+
+import { h } from "./dom.js";
+import { paint } from "./tiles.js";
+
+const GAP = 6;
+const SPARE_ROWS = 3;
+
+export class Grid {
+  /**
+   * store: the Store; label: what it lists; caption: image -> text under it, or null for none;
+   * onopen: called with the image that the cursor reaches.
+   */
+  constructor({ store, label, caption = null, size = 56, onopen }) {
+    Object.assign(this, { store, caption, size, onopen });
+    this.numbers = [];
+    this.selected = new Set();
+    this.cursor = 0;
+    this.anchor = 0;
+    this.rows = new Map();
+    this.spacer = h("div", { class: "spacer" });
+    this.element = h("div", {
+      class: "grid", role: "listbox", tabindex: "0", "aria-label": label, "aria-multiselectable": "true",
+      onkeydown: (event) => this.#key(event),
+      onclick: (event) => this.#click(event),
+      onscroll: () => this.#schedule(),
+    }, this.spacer);
+    this.resizing = new ResizeObserver(() => this.#layout());
+    this.resizing.observe(this.element);
+    this.repaint = () => { if (this.element.isConnected) this.#redraw(); else this.close(); };
+    store.addEventListener("corrections", this.repaint);
+  }
+
+  close() {
+    this.resizing.disconnect();
+    this.store.removeEventListener("corrections", this.repaint);
+  }
+
+  /** Replace the images. The cursor goes to the first. */
+  show(numbers) {
+    this.numbers = Array.from(numbers);
+    this.selected.clear();
+    this.cursor = this.anchor = 0;
+    this.element.scrollTop = 0;
+    this.#layout();
+  }
+
+  /** What an action is about: the selection, or else the image under the cursor. */
+  chosen() {
+    if (this.selected.size) return [...this.selected];
+    return this.numbers.length ? [this.numbers[this.cursor]] : [];
+  }
+
+  get #rowHeight() { return this.size + GAP + (this.caption ? 17 : 0); }
+
+  #layout() {
+    const width = this.element.clientWidth - 2 * GAP;
+    this.columns = Math.max(1, Math.floor((width + GAP) / (this.size + GAP)));
+    this.spacer.style.height = `${Math.ceil(this.numbers.length / this.columns) * this.#rowHeight + GAP}px`;
+    this.#redraw();
+  }
+
+  #redraw() {
+    for (const row of this.rows.values()) row.remove();
+    this.rows.clear();
+    this.#draw();
+  }
+
+  #schedule() {
+    this.frame ??= requestAnimationFrame(() => { this.frame = null; this.#draw(); });
+  }
+
+  #draw() {
+    const { scrollTop, clientHeight } = this.element;
+    const total = Math.ceil(this.numbers.length / this.columns);
+    const first = Math.max(0, Math.floor(scrollTop / this.#rowHeight) - SPARE_ROWS);
+    const last = Math.min(total, Math.ceil((scrollTop + clientHeight) / this.#rowHeight) + SPARE_ROWS);
+    for (const [row, element] of this.rows) {
+      if (row < first || row >= last) { element.remove(); this.rows.delete(row); }
+    }
+    for (let row = first; row < last; row += 1) {
+      if (!this.rows.has(row)) this.#addRow(row);
+    }
+    this.#point();
+  }
+
+  #addRow(row) {
+    const element = h("div", { class: "row", role: "presentation", style: { top: `${row * this.#rowHeight + GAP}px` } });
+    const end = Math.min(this.numbers.length, (row + 1) * this.columns);
+    for (let position = row * this.columns; position < end; position += 1) element.append(this.#tile(position));
+    this.spacer.append(element);
+    this.rows.set(row, element);
+  }
+
+  #tile(position) {
+    const { store } = this;
+    const image = this.numbers[position];
+    const [wrong, against] = [store.isWrong(image), store.isAgainstMajority(image)];
+    const picture = h("span", { class: "picture" });
+    paint(picture, store.run, this.numbers, position, this.size);
+    const name = [`image ${image}`, store.title(store.cluster[image]), store.labelName(image), wrong && "marked wrong"];
+    return h("div", {
+      class: `tile${wrong ? " wrong" : ""}${against ? " against" : ""}`, role: "option", id: `tile-${position}`,
+      "aria-label": name.filter(Boolean).join(", "), "aria-selected": String(this.selected.has(image)),
+      "aria-setsize": this.numbers.length, "aria-posinset": position + 1, data: { position },
+    }, picture, this.caption && h("small", {}, this.caption(image)));
+  }
+
+  #point() {
+    this.element.querySelector(".cursor")?.classList.remove("cursor");
+    const tile = document.getElementById(`tile-${this.cursor}`);
+    tile?.classList.add("cursor");
+    if (tile) this.element.setAttribute("aria-activedescendant", tile.id);
+    else this.element.removeAttribute("aria-activedescendant");
+  }
+
+  #move(position, { extend = false } = {}) {
+    if (!this.numbers.length) return;
+    this.cursor = Math.max(0, Math.min(this.numbers.length - 1, position));
+    if (extend) this.#selectRange();
+    else this.anchor = this.cursor;
+    const top = Math.floor(this.cursor / this.columns) * this.#rowHeight;
+    const { scrollTop, clientHeight } = this.element;
+    if (top < scrollTop) this.element.scrollTop = top;
+    else if (top + this.#rowHeight + GAP > scrollTop + clientHeight) this.element.scrollTop = top + this.#rowHeight + GAP - clientHeight;
+    this.#draw();
+    this.onopen?.(this.numbers[this.cursor]);
+  }
+
+  #selectRange() {
+    this.selected.clear();
+    const [from, to] = [Math.min(this.anchor, this.cursor), Math.max(this.anchor, this.cursor)];
+    for (let position = from; position <= to; position += 1) this.selected.add(this.numbers[position]);
+    this.#redraw();
+  }
+
+  #toggle(position) {
+    const image = this.numbers[position];
+    if (!this.selected.delete(image)) this.selected.add(image);
+    document.getElementById(`tile-${position}`)?.setAttribute("aria-selected", String(this.selected.has(image)));
+  }
+
+  #click(event) {
+    const tile = event.target.closest(".tile");
+    if (!tile) return;
+    const position = Number(tile.dataset.position);
+    if (event.ctrlKey || event.metaKey) this.#toggle(position);
+    this.#move(position, { extend: event.shiftKey });
+  }
+
+  #key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) {
+      if ((event.ctrlKey || event.metaKey) && event.key === "a") { this.anchor = 0; this.cursor = this.numbers.length - 1; this.#selectRange(); event.preventDefault(); }
+      return;
+    }
+    const page = Math.max(1, Math.floor(this.element.clientHeight / this.#rowHeight)) * this.columns;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns, PageUp: -page, PageDown: page, Home: -Infinity, End: Infinity };
+    if (event.key in steps) this.#move(this.cursor + steps[event.key], { extend: event.shiftKey });
+    else if (event.key === " ") this.#toggle(this.cursor);
+    else if (event.key === "Enter") this.#move(this.cursor);
+    else if (event.key === "Escape" && this.selected.size) { this.selected.clear(); this.#redraw(); }
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+}
