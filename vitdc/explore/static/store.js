@@ -108,6 +108,7 @@ export class Store extends EventTarget {
     this.byDistance = Uint32Array.from({ length: this.run.num_images }, (_, image) => image);
     this.byDistance.sort((a, b) => this.distance[a] - this.distance[b]);
     this.palette = palette(this.run.num_clusters);
+    this.labelPalette = palette(this.run.class_names.length);
     this.#accept(this.corrections);
   }
 

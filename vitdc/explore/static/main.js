@@ -1,0 +1,204 @@
+/** The page: which view is shown, the shortcuts, the light. Views live in views/. */
+
+import { dialog, h, images, percent, toast } from "./dom.js";
+import { drawInspector } from "./inspector.js";
+import { drawSidebar, markCurrent } from "./sidebar.js";
+import { Store } from "./store.js";
+import { showClusters } from "./views/clusters.js";
+import { showMap } from "./views/map.js";
+import { showMoves } from "./views/moves.js";
+import { showOutliers } from "./views/outliers.js";
+import { showSearch } from "./views/search.js";
+
+const VIEWS = {
+  clusters: ["Clusters", showClusters],
+  map: ["Map", showMap],
+  moves: ["Moves", showMoves],
+  outliers: ["Outliers", showOutliers],
+  search: ["Search", showSearch],
+};
+const SHORTCUTS = [
+  ["1 … 5", "clusters, map, moves, outliers, search"],
+  ["[ and ]", "previous and next cluster"],
+  ["N", "name the cluster"],
+  ["arrows, Page, Home, End", "move in the pictures; with Shift, select"],
+  ["Space, Ctrl A", "select one, select all"],
+  ["W", "mark the selection wrong, or take the mark away"],
+  ["S", "search images like this one"],
+  ["G", "show it on the map"],
+  ["L", "lasso on the map (or hold Shift)"],
+  ["arrows, + − 0", "move, zoom and fit the map"],
+  ["Ctrl Z", "undo"],
+  ["T", "light, dark, or as the system says"],
+  ["Esc", "clear the selection, close"],
+];
+const element = (id) => document.getElementById(id);
+
+class App {
+  order = "id";
+  image = null;
+  grid = null;
+  view = null;
+  route = ["clusters"];
+
+  async start() {
+    this.store = await Store.open();
+    this.store.addEventListener("corrections", () => this.refresh());
+    this.#frame();
+    addEventListener("hashchange", () => this.navigate());
+    addEventListener("keydown", (event) => this.#key(event));
+    this.#acceptDrops();
+    await this.navigate();
+    document.body.dataset.ready = "page";
+  }
+
+  /** Show what the address names: #view/argument. */
+  async navigate() {
+    const [name, ...rest] = location.hash.slice(1).split("/");
+    this.route = name in VIEWS ? [name, ...rest] : ["clusters"];
+    this.view?.close?.();
+    this.view = this.grid = null;
+    const host = element("main");
+    host.className = this.route[0];
+    delete host.dataset.ready;
+    for (const link of element("views").children) link.toggleAttribute("aria-current", link.hash === `#${this.route[0]}`);
+    markCurrent(this, element("sidebar"));
+    const route = this.route;
+    try {
+      const view = await VIEWS[route[0]][1](this, host, route.slice(1));
+      if (route === this.route) this.view = view;
+      else view?.close?.();
+    } catch (error) {
+      host.replaceChildren(h("p", { class: "empty" }, error.message));
+    }
+  }
+
+  refresh() {
+    drawSidebar(this, element("sidebar"));
+    this.#scores();
+    this.view?.refresh?.();
+    if (this.image !== null) drawInspector(this, element("inspector"), this.image);
+  }
+
+  /** Show an image in the inspector. */
+  open = (image) => {
+    this.image = image;
+    drawInspector(this, element("inspector"), image);
+  };
+
+  closeInspector = () => {
+    this.image = null;
+    element("inspector").hidden = true;
+  };
+
+  highlight(cluster) { markCurrent(this, element("sidebar"), cluster); }
+
+  // --- the frame -----------------------------------------------------------------------------------
+
+  #frame() {
+    const { run } = this.store;
+    document.title = `${run.dataset} – vitdc explore`;
+    element("dataset").textContent = run.dataset;
+    element("dataset").title = run.results;
+    element("views").replaceChildren(...Object.entries(VIEWS).map(([name, [text]], position) => h("a", { href: `#${name}`, title: `Key ${position + 1}` }, text)));
+    const theme = h("button", { type: "button", id: "theme", class: "quiet", onclick: () => this.nextTheme() });
+    element("tools").replaceChildren(
+      h("details", { class: "menu", onfocusout: (event) => { const menu = event.currentTarget; if (!menu.contains(event.relatedTarget)) menu.open = false; } },
+        h("summary", {}, "Export"),
+        h("div", {},
+          h("a", { href: "export/names.csv", download: "names.csv" }, h("strong", {}, "names.csv"), h("span", {}, "a row per cluster")),
+          h("a", { href: "export/assignments.csv", download: "assignments.csv" }, h("strong", {}, "assignments.csv"), h("span", {}, "a row per image")))),
+      theme,
+      h("button", { type: "button", class: "quiet", "aria-label": "Keyboard shortcuts", title: "Keyboard shortcuts (?)", onclick: help }, "?"));
+    this.#applyTheme(stored("theme") ?? "system");
+    drawSidebar(this, element("sidebar"));
+    this.#scores();
+  }
+
+  #scores() {
+    const { run } = this.store;
+    const nmi = run.metrics.test?.nmi ?? run.metrics.train?.nmi;
+    const purity = this.store.purity();
+    element("scores").replaceChildren(
+      ...[images(run.num_images), purity !== null && `purity ${percent(purity)}`, nmi != null && `NMI ${nmi.toFixed(3)}`].filter(Boolean).map((text) => h("span", {}, text)));
+  }
+
+  nextTheme() {
+    const themes = ["system", "light", "dark"];
+    this.#applyTheme(themes[(themes.indexOf(this.theme) + 1) % 3]);
+  }
+
+  #applyTheme(theme) {
+    this.theme = theme;
+    document.documentElement.dataset.theme = theme;
+    try { localStorage.setItem("vitdc-theme", theme); } catch { /* private window: not kept */ }
+    const button = element("theme");
+    button.textContent = { system: "◐", light: "☀", dark: "☾" }[theme];
+    button.setAttribute("aria-label", `Light or dark: ${theme}`);
+    button.title = `${{ system: "As the system says", light: "Light", dark: "Dark" }[theme]} (T)`;
+    this.view?.refresh?.();
+  }
+
+  #acceptDrops() {
+    addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+    addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+    addEventListener("drop", async (event) => {
+      event.preventDefault();
+      document.body.classList.remove("dropping");
+      const [file] = event.dataTransfer.files;
+      if (!file) return;
+      if (!this.lookUp) {
+        history.pushState(null, "", "#search");
+        await this.navigate();
+      }
+      this.lookUp(file);
+    });
+  }
+
+  // --- the keyboard --------------------------------------------------------------------------------
+
+  #key(event) {
+    const typing = event.target.matches?.("input, textarea, select") || document.querySelector("dialog[open]");
+    if (typing) return;
+    if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); this.store.undo(); return; }
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const action = this.#action(event.key.length === 1 ? event.key.toLowerCase() : event.key);
+    if (action) { event.preventDefault(); action(); }
+  }
+
+  #action(key) {
+    const names = Object.keys(VIEWS);
+    if (key >= "1" && key <= String(names.length)) return () => { location.hash = `#${names[key - 1]}`; };
+    const about = this.grid?.chosen() ?? [];
+    const [image] = about.length ? about : this.image === null ? [] : [this.image];
+    return {
+      "?": help, t: () => this.nextTheme(), l: () => this.view?.toggleLasso?.(),
+      "[": () => this.#step(-1), "]": () => this.#step(1),
+      n: () => element("name")?.select(),
+      w: () => this.store.toggleMark(about.length ? about : [image].filter((each) => each !== undefined)),
+      s: () => this.#go("search", image), g: () => this.#go("map", image),
+      Escape: this.closeInspector,
+    }[key];
+  }
+
+  #go(view, image) {
+    if (image === undefined) toast("Choose an image first");
+    else location.hash = `#${view}/${image}`;
+  }
+
+  #step(by) {
+    const ids = [...document.querySelectorAll("#sidebar .entry")].map((link) => link.dataset.cluster);
+    const here = ids.indexOf(this.route[0] === "clusters" ? this.route[1] : undefined);
+    location.hash = `#clusters/${ids[here < 0 ? 0 : (here + by + ids.length) % ids.length]}`;
+  }
+}
+
+function help() {
+  dialog("Keyboard", h("dl", { class: "shortcuts" }, SHORTCUTS.map(([keys, what]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, what)])));
+}
+
+function stored(key) {
+  try { return localStorage.getItem(`vitdc-${key}`); } catch { return null; }
+}
+
+new App().start().catch((error) => element("main").replaceChildren(h("p", { class: "empty" }, error.message)));
