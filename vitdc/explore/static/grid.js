@@ -59,7 +59,7 @@ export class Grid {
   get #rowHeight() { return this.size + GAP + (this.caption ? 17 : 0); }
 
   #layout() {
-    const width = this.element.clientWidth - 2 * GAP;
+    const width = this.spacer.clientWidth;
     this.columns = Math.max(1, Math.floor((width + GAP) / (this.size + GAP)));
     this.spacer.style.height = `${Math.ceil(this.numbers.length / this.columns) * this.#rowHeight + GAP}px`;
     this.#redraw();
@@ -107,7 +107,7 @@ export class Grid {
     return h("div", {
       class: `tile${wrong ? " wrong" : ""}${against ? " against" : ""}`, role: "option", id: `tile-${position}`,
       "aria-label": name.filter(Boolean).join(", "), "aria-selected": String(this.selected.has(image)),
-      "aria-setsize": this.numbers.length, "aria-posinset": position + 1, data: { position },
+      title: name.filter(Boolean).slice(1).join(", "), "aria-setsize": this.numbers.length, "aria-posinset": position + 1, data: { position },
     }, picture, this.caption && h("small", {}, this.caption(image)));
   }
 

@@ -26,7 +26,7 @@ export async function drawInspector(app, host, image) {
     h("div", { class: "actions" },
       h("button", { type: "button", "aria-pressed": String(wrong), onclick: () => store.toggleMark([image]) }, wrong ? "Marked wrong" : "Mark wrong", h("kbd", {}, "W")),
       h("a", { class: "button", href: `#search/${image}` }, "Similar", h("kbd", {}, "S")),
-      h("a", { class: "button", href: `#map/${image}` }, "On the map", h("kbd", {}, "G"))),
+      h("a", { class: "button", href: `#map/${image}` }, "Map", h("kbd", {}, "G"))),
     h("dl", { class: "pairs" }, pairs.map(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
     h("h3", {}, "Nearest centroids"),
     nearest(store, details.nearest),

@@ -37,7 +37,6 @@ const element = (id) => document.getElementById(id);
 class App {
   order = "id";
   image = null;
-  grid = null;
   view = null;
   route = ["clusters"];
 
@@ -57,10 +56,10 @@ class App {
     const [name, ...rest] = location.hash.slice(1).split("/");
     this.route = name in VIEWS ? [name, ...rest] : ["clusters"];
     this.view?.close?.();
-    this.view = this.grid = null;
-    const host = element("main");
-    host.className = this.route[0];
-    delete host.dataset.ready;
+    this.view = null;
+    // a place of its own: a view that was slow to come paints where nobody looks any more
+    const host = h("div", { class: "view", id: `view-${this.route[0]}` });
+    element("main").replaceChildren(host);
     for (const link of element("views").children) link.toggleAttribute("aria-current", link.hash === `#${this.route[0]}`);
     markCurrent(this, element("sidebar"));
     const route = this.route;
@@ -147,11 +146,11 @@ class App {
       document.body.classList.remove("dropping");
       const [file] = event.dataTransfer.files;
       if (!file) return;
-      if (!this.lookUp) {
+      if (!this.view?.lookUp) {
         history.pushState(null, "", "#search");
         await this.navigate();
       }
-      this.lookUp(file);
+      this.view.lookUp(file);
     });
   }
 
@@ -169,7 +168,7 @@ class App {
   #action(key) {
     const names = Object.keys(VIEWS);
     if (key >= "1" && key <= String(names.length)) return () => { location.hash = `#${names[key - 1]}`; };
-    const about = this.grid?.chosen() ?? [];
+    const about = this.view?.grid?.chosen() ?? [];
     const [image] = about.length ? about : this.image === null ? [] : [this.image];
     return {
       "?": help, t: () => this.nextTheme(), l: () => this.view?.toggleLasso?.(),

@@ -11,7 +11,7 @@ export function showClusters(app, host, [id]) {
 
 // --- the overview -------------------------------------------------------------------------------
 
-const PICTURES = 8;
+const PICTURES = 12; // as many of them are seen as fit
 
 function overview(app, host) {
   const { store } = app;
@@ -20,7 +20,7 @@ function overview(app, host) {
   draw();
   host.replaceChildren(
     h("header", { class: "heading" }, h("h1", {}, "Clusters"),
-      h("p", { class: "muted" }, "The eight most typical images of each: nearest to the centroid.")),
+      h("p", { class: "muted" }, "The most typical images of each, those nearest to its centroid.")),
     h("div", { class: "scroll" }, cards),
   );
   return { refresh: draw };
@@ -37,7 +37,7 @@ function card(store, group) {
       h("i", { class: "dot", style: { background: css(store.color(group.id)) } }),
       h("h2", {}, store.title(group.id)),
       group.majority !== null && h("span", { class: "muted" }, store.run.class_names[group.majority])),
-    preview(store.run, group.members.slice(0, PICTURES), 44),
+    preview(store.run, group.members.slice(0, PICTURES), 42),
     h("p", { class: "line muted" }, h("span", {}, images(group.members.length)),
       group.purity !== null && h("span", {}, `purity ${percent(group.purity)}`)));
 }
@@ -57,7 +57,8 @@ function oneCluster(app, host, id) {
   const fill = () => {
     const members = store.group(id).members.filter((image) => keeps(store, shown, image));
     grid.show(shown.order === "near" ? members : members.reverse());
-    found.textContent = images(members.length);
+    const all = store.group(id).members.length;
+    found.textContent = members.length === all ? "" : `${count(members.length)} of ${images(all)}`;
   };
   const set = (key) => (value) => { shown[key] = value; fill(); };
   const filters = h("div", { class: "filters" },
@@ -73,9 +74,9 @@ function oneCluster(app, host, id) {
   refresh();
   fill();
   host.replaceChildren(head, filters, grid.element);
-  app.grid = grid;
   let parts = store.group(id).parts.length;
   return {
+    grid,
     refresh: () => {
       refresh();
       if (store.group(id).parts.length !== parts || shown.what === "wrong") { parts = store.group(id).parts.length; fill(); }
@@ -103,6 +104,7 @@ function headOf(app, group) {
     h("div", { class: "line" },
       h("i", { class: "dot large", style: { background: css(store.color(group.id)) } }),
       nameField(store, group),
+      h("button", { type: "button", class: "with-key", onclick: () => document.getElementById("name").select() }, "Name", h("kbd", {}, "N")),
       h("button", { type: "button", onclick: () => mergeDialog(store, group) }, "Merge into…")),
     h("p", { class: "facts" }, facts.filter(Boolean).map((fact) => h("span", {}, fact))),
     group.parts.length > 1 && h("p", { class: "parts" }, "Merged in: ",
@@ -116,7 +118,7 @@ function headOf(app, group) {
 function nameField(store, group) {
   const field = h("input", {
     id: "name", class: "name", type: "text", maxlength: 200, autocomplete: "off", spellcheck: "false",
-    "aria-label": `Name of cluster ${group.id}`, placeholder: `Cluster ${group.id} – type a name`,
+    "aria-label": `Name of cluster ${group.id}`, placeholder: `Cluster ${group.id}`, title: "Name of the cluster (N)",
     value: store.corrections.names[group.id] ?? "",
     onchange: () => save(),
     onkeydown: (event) => {

@@ -22,10 +22,13 @@ class MapView {
     this.#begin();
   }
 
+  /** What keys like W are about: the images in the lasso, if there is one. */
+  get grid() { return this.selection ? this.selectionGrid : null; }
+
   close() {
     this.closed = true;
     this.scatter?.close();
-    this.grid.close();
+    this.selectionGrid.close();
   }
 
   refresh() { this.#color(); }
@@ -41,13 +44,13 @@ class MapView {
       choice({ label: "Colour by", chosen: "cluster", options: colorings, onchoose: (value) => { this.coloring = value; this.#color(); } }),
       this.lasso,
       h("button", { type: "button", title: "Show everything (0)", onclick: () => this.scatter?.reset() }, "Fit"));
-    this.grid = new Grid({ store: this.store, label: "Images inside the lasso", size: 44, onopen: this.app.open });
+    this.selectionGrid = new Grid({ store: this.store, label: "Images inside the lasso", size: 44, onopen: this.app.open });
     this.found = h("strong", { role: "status" });
     this.panel = h("section", { class: "selection", hidden: true, "aria-label": "Selection" },
       h("header", { class: "line" }, this.found, h("span", { class: "spread" }),
         h("button", { type: "button", onclick: () => this.store.toggleMark(this.selection) }, "Mark all wrong"),
         h("button", { type: "button", onclick: () => this.select(null) }, "Clear")),
-      this.grid.element);
+      this.selectionGrid.element);
     this.host.replaceChildren(h("div", { class: "map" }, this.canvas, this.overlay, tools, this.status, this.tip), this.panel);
   }
 
@@ -87,9 +90,8 @@ class MapView {
     if (this.selection) {
       const clusters = new Set(this.selection.map((image) => this.store.target(this.store.cluster[image])));
       this.found.textContent = `${images(this.selection.length)} of ${clusters.size} ${clusters.size === 1 ? "cluster" : "clusters"}`;
-      this.grid.show(this.selection);
-      this.app.grid = this.grid;
-    } else this.app.grid = null;
+      this.selectionGrid.show(this.selection);
+    }
     this.#color();
   }
 

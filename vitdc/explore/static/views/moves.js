@@ -27,8 +27,7 @@ export async function showMoves(app, host, [step]) {
     h("div", { class: "filters" }, choice({ label: "Rounds", chosen, options: steps, onchoose: (value) => { location.hash = `#moves/${value}`; } })),
     moved ? h("div", { class: "split" }, list, grid.element) : h("p", { class: "empty" }, "Nothing moved between these rounds."));
   choose(null);
-  app.grid = grid;
-  return { close: () => grid.close() };
+  return { grid, close: () => grid.close() };
 }
 
 /** [{from, to, images}], the largest first. */

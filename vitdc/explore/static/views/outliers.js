@@ -6,7 +6,7 @@ import { Grid } from "../grid.js";
 const MOST = 2000;
 
 const KINDS = {
-  unsure: ["Unsure", "Farther from the centroid than 99% of the cluster's training images; the farthest beyond that first. `vitdc predict` calls the same images unsure."],
+  unsure: ["Unsure", "Farther from the centroid than 99% of the cluster's training images; the farthest beyond that first. What vitdc predict calls unsure."],
   far: ["Farthest", "The largest distances to the centroid, whatever the cluster."],
   against: ["Other class", "Of another class than the most frequent one of the cluster; the most typical of the cluster first."],
   wrong: ["Marked wrong", "What you marked. W marks the image under the cursor, or takes the mark away."],
@@ -39,6 +39,5 @@ export async function showOutliers(app, host, [kind = "unsure"]) {
     h("div", { class: "filters" },
       choice({ label: "Which", chosen, options: kinds.map(([value, [text]]) => [value, text]), onchoose: (value) => { location.hash = `#outliers/${value}`; } }), found),
     grid.element);
-  app.grid = grid;
-  return { refresh: () => { if (chosen === "wrong") fill(); }, close: () => grid.close() };
+  return { grid, refresh: () => { if (chosen === "wrong") fill(); }, close: () => grid.close() };
 }

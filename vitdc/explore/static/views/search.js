@@ -31,11 +31,9 @@ export async function showSearch(app, host, [image]) {
     h("header", { class: "heading" }, h("h1", {}, "Search by example"),
       h("p", { class: "muted" }, "Nearest neighbours in embedding space, by Euclidean distance. Press S on any image, or drop a file here.")),
     h("div", { class: "split" }, query, grid.element));
-  app.grid = grid;
-  app.lookUp = lookUp;
   if (image === undefined) query.replaceChildren(dropZone(lookUp));
   else show(await api.getJson(`api/images/${Number(image)}/neighbours`), ...known(store, Number(image)));
-  return { close: () => { grid.close(); app.lookUp = null; } };
+  return { grid, lookUp, close: () => grid.close() };
 }
 
 function known(store, image) {
