@@ -11,19 +11,20 @@
 const VERTEX = `#version 300 es
 in vec2 place; in vec4 color;
 uniform vec2 scale, offset; uniform float size;
-out vec4 ink;
+out vec4 ink; out float diameter;
 void main() {
   gl_Position = vec4(place * scale + offset, 0, 1);
-  gl_PointSize = size * (color.a > 0.5 ? 1.0 : 0.8);
+  gl_PointSize = diameter = size * (color.a > 0.5 ? 1.0 : 0.8);
   ink = color;
 }`;
 const FRAGMENT = `#version 300 es
 precision mediump float;
-in vec4 ink; out vec4 result;
+in vec4 ink; in float diameter; out vec4 result;
 void main() {
   vec2 from = gl_PointCoord - 0.5;
-  if (dot(from, from) > 0.25) discard;
-  result = vec4(ink.rgb * ink.a, ink.a);
+  float cover = clamp((0.5 - length(from)) * diameter, 0.0, 1.0);
+  if (cover == 0.0) discard;
+  result = vec4(ink.rgb, 1) * (ink.a * cover);
 }`;
 const CELLS = 200; // of the index, along each side
 const MAX_ZOOM = 80;

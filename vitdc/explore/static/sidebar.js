@@ -12,7 +12,7 @@ export function drawSidebar(app, host) {
     [["id", "by number"], ["size", "by size"], ...(store.run.has_labels ? [["purity", "least pure first"]] : [])].map(([value, text]) => h("option", { value, selected: value === app.order }, text)));
   const list = h("ul", {}, groups.map((group) => h("li", {}, entry(app, group, largest))));
   host.replaceChildren(
-    h("header", { class: "line" }, h("h2", {}, `${count(groups.length)} clusters`), h("span", { class: "spread" }), order), list);
+    h("header", { class: "line" }, h("h2", {}, `${count(groups.length)} clusters`), order), list);
   markCurrent(app, host);
 }
 

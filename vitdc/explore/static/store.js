@@ -196,9 +196,10 @@ function touches(patch, one, other) {
   return differs("names") || differs("merged") || marks.some((image) => before.has(image) !== after.has(image));
 }
 
-/** The report's colours of clusters: hues all around but vermilion, in three alternating shades. */
+/** The report's colours of clusters: hues all around but vermilion, in three alternating shades,
+ * the darkest a little lighter, because they have to be seen on a dark page too. */
 function palette(number) {
-  const shades = [[58, 47], [52, 64], [40, 55]];
+  const shades = [[58, 47], [52, 64], [50, 53]];
   return Array.from({ length: number }, (_, cluster) => {
     const [saturation, lightness] = shades[cluster % 3];
     return hslToRgb((50 + (310 * cluster) / Math.max(1, number)) % 360, saturation / 100, lightness / 100);
