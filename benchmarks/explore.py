@@ -4,9 +4,9 @@
     python benchmarks/explore.py --output outputs/explore
 
 Makes real results of Fashion-MNIST first (one epoch, one round; some minutes), unless --output
-holds them from last time. Then headless Chromium, with software rendering so that no graphics
-card helps, opens the page and drags, zooms and points at things. A frame counts when the browser drew
-it; "idle" is the same measure with nothing to do: what the machine can show at best.
+holds them from last time. Then headless Chromium opens the page and drags, zooms and points at
+things, with software rendering, so that no graphics card helps. A frame counts when the browser
+drew it; "idle" is the same measure with nothing to do: what the machine can show at best.
 """
 
 import argparse
@@ -75,10 +75,9 @@ def first_paint(page: Page, address: str) -> dict[str, float]:
     page.goto(address)
     page.wait_for_selector("body[data-ready=page]")
     ready = time.perf_counter() - start
-    painted = page.evaluate(
-        "performance.getEntriesByType('paint').find(e => e.name === 'first-contentful-paint')"
-        ".startTime"
-    )
+    painted = page.wait_for_function(
+        "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    ).json_value()
     return {"first_contentful_paint_s": painted / 1000, "clusters_drawn_s": ready}
 
 
