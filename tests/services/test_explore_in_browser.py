@@ -449,7 +449,8 @@ def test_focus_can_be_seen(open_page: Callable[..., Page]) -> None:
     for _ in range(60):
         page.keyboard.press("Tab")
         style = page.evaluate("""() => {
-            const [element, style] = [document.activeElement, getComputedStyle(document.activeElement)];
+            const element = document.activeElement;
+            const style = getComputedStyle(element);
             return [style.outlineStyle, style.boxShadow, element.className];
         }""")
         assert style[0] != "none" or style[1] != "none" or "name" in style[2], style

@@ -5,7 +5,8 @@
  * headless Chromium with software rendering on 2 busy cores. It dragged the map at 3 frames a
  * second, zoomed at 3 and followed the pointer at 11, after 4.6 s until the first picture, because
  * it lays the whole figure out anew on every event. Here a frame is one draw call: points and
- * colours stay in buffers, a pan or a zoom changes four numbers.
+ * colours stay in buffers, a pan or a zoom changes four numbers. Where even that is too slow (no
+ * graphics card), fewer points are drawn while something moves, and all of them when it rests.
  */
 
 const VERTEX = `#version 300 es
@@ -28,16 +29,20 @@ void main() {
 }`;
 const CELLS = 200; // of the index, along each side
 const MAX_ZOOM = 80;
+const FEWEST = 4000; // points, while something moves
+const SLOW = 26; // ms between two frames
+const REST = 140; // ms
 
 export class Scatter {
   /** onhover(image or null, x, y), onlasso(images), onpick(image); x and y in CSS pixels. */
   constructor(canvas, overlay, { onhover, onlasso, onpick }) {
     Object.assign(this, { canvas, overlay, onhover, onlasso, onpick });
-    this.gl = canvas.getContext("webgl2", { antialias: false, premultipliedAlpha: true });
+    this.gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false, stencil: false });
     if (!this.gl) throw new Error("This browser has no WebGL2, which the map needs");
     this.view = { x: 0, y: 0, zoom: 1 };
     this.lassoing = false;
     this.highlighted = null;
+    this.budget = Infinity;
     this.#program();
     this.#listen();
     this.resizing = new ResizeObserver(() => this.#resize());
@@ -45,6 +50,7 @@ export class Scatter {
   }
 
   close() {
+    clearTimeout(this.resting);
     this.resizing.disconnect();
     this.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }
@@ -53,6 +59,7 @@ export class Scatter {
   setPoints(coordinates) {
     this.points = coordinates;
     this.number = coordinates.length / 2;
+    this.#shuffle();
     this.#fill("place", this.placeBuffer, coordinates, 2, this.gl.FLOAT, false);
     this.#index();
     this.draw();
@@ -61,6 +68,7 @@ export class Scatter {
   /** (N, 4) bytes: red, green, blue, opacity; points of opacity 0 cannot be picked. */
   setColors(colors) {
     this.colors = colors;
+    this.paper = getComputedStyle(this.canvas).backgroundColor.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255);
     this.#fill("color", this.colorBuffer, colors, 4, this.gl.UNSIGNED_BYTE, true);
     this.draw();
   }
@@ -74,7 +82,7 @@ export class Scatter {
     const after = this.toData(x, y);
     view.x += before[0] - after[0];
     view.y += before[1] - after[1];
-    this.draw();
+    this.#move();
   }
 
   /** Move by CSS pixels. */
@@ -82,7 +90,7 @@ export class Scatter {
     const unit = this.#unit();
     this.view.x -= dx / unit;
     this.view.y += dy / unit;
-    this.draw();
+    this.#move();
   }
 
   /** Bring a point to the middle, near enough to see its neighbourhood. */
@@ -94,6 +102,21 @@ export class Scatter {
 
   /** Draw with the next frame, however often it is asked for. */
   draw() { this.frame ??= requestAnimationFrame(() => { this.frame = null; this.#paint(); }); }
+
+  /** Draw while something moves: as many points as this machine draws smoothly. */
+  #move() {
+    if (this.frame == null) {
+      const now = performance.now();
+      const gap = now - (this.lastMove ?? 0);
+      this.lastMove = now;
+      if (gap > SLOW && gap < REST) this.budget = Math.max(FEWEST, 0.7 * Math.min(this.budget, this.number));
+      else if (gap < 0.75 * SLOW) this.budget = Math.min(this.number, 1.05 * this.budget);
+    }
+    clearTimeout(this.resting);
+    this.moving = true;
+    this.resting = setTimeout(() => { this.moving = false; this.draw(); }, REST);
+    this.draw();
+  }
 
   toData(x, y) {
     const unit = this.#unit();
@@ -154,6 +177,7 @@ export class Scatter {
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     this.program = program;
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
     this.uniforms = Object.fromEntries(["scale", "offset", "size"].map((name) => [name, gl.getUniformLocation(program, name)]));
     [this.placeBuffer, this.colorBuffer] = [gl.createBuffer(), gl.createBuffer()];
   }
@@ -165,6 +189,17 @@ export class Scatter {
     gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
     gl.enableVertexAttribArray(location);
     gl.vertexAttribPointer(location, size, type, normalized, 0, 0);
+  }
+
+  /** A random order of drawing: no cluster lies above the others, and any part is a fair sample. */
+  #shuffle() {
+    const order = Uint32Array.from({ length: this.number }, (_, image) => image);
+    for (let last = this.number - 1, state = 1; last > 0; last -= 1) {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      const other = state % (last + 1);
+      [order[last], order[other]] = [order[other], order[last]];
+    }
+    this.gl.bufferData(this.gl.ELEMENT_ARRAY_BUFFER, order, this.gl.STATIC_DRAW);
   }
 
   #resize() {
@@ -188,16 +223,20 @@ export class Scatter {
     if (!this.points || !this.colors || !this.width) return;
     const [sx, sy] = [(2 * this.#unit()) / this.width, (2 * this.#unit()) / this.height];
     gl.viewport(0, 0, this.canvas.width, this.canvas.height);
-    gl.clearColor(0, 0, 0, 0);
+    gl.clearColor(...this.paper, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.uniform2f(uniforms.scale, sx, sy);
     gl.uniform2f(uniforms.offset, -view.x * sx, -view.y * sy);
     gl.uniform1f(uniforms.size, this.#size() * (this.canvas.width / this.width));
-    gl.drawArrays(gl.POINTS, 0, this.number);
+    const shown = this.moving ? Math.min(this.number, Math.floor(this.budget)) : this.number;
+    gl.drawElements(gl.POINTS, shown, gl.UNSIGNED_INT, 0);
     this.#paintOverlay();
   }
 
   #paintOverlay() {
+    const needed = this.highlighted !== null || this.path?.length > 1;
+    if (!needed && !this.inked) return; // touching it would cost as much as the points
+    this.inked = needed;
     const context = this.overlay.getContext("2d");
     const ink = getComputedStyle(this.overlay);
     context.clearRect(0, 0, this.width, this.height);
