@@ -117,7 +117,9 @@ def _add_columns(app: FastAPI, images: Collection, map_maker: MapMaker) -> None:
     def map() -> Response:
         found = map_maker.get()
         if isinstance(found, Progress):
-            return JSONResponse(found._asdict(), 500 if found.failed else 202)
+            if found.failed:
+                return JSONResponse({"error": found.stage}, 500)
+            return JSONResponse(found._asdict(), 202)
         return _binary(found)
 
 

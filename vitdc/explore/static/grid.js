@@ -60,8 +60,10 @@ export class Grid {
 
   #layout() {
     const width = this.spacer.clientWidth;
+    const before = this.columns;
     this.columns = Math.max(1, Math.floor((width + GAP) / (this.size + GAP)));
     this.spacer.style.height = `${Math.ceil(this.numbers.length / this.columns) * this.#rowHeight + GAP}px`;
+    if (before !== this.columns) this.#reveal(); // else a new width would carry the cursor out of sight
     this.#redraw();
   }
 
@@ -83,7 +85,9 @@ export class Grid {
     for (const [row, element] of this.rows) {
       if (row < first || row >= last) { element.remove(); this.rows.delete(row); }
     }
-    for (let row = first; row < last; row += 1) {
+    const known = this.rows.size ? Math.min(...this.rows.keys()) : first;
+    for (let row = Math.min(known, last) - 1; row >= first; row -= 1) this.#addRow(row);
+    for (let row = known; row < last; row += 1) {
       if (!this.rows.has(row)) this.#addRow(row);
     }
     this.#point();
@@ -93,7 +97,9 @@ export class Grid {
     const element = h("div", { class: "row", role: "presentation", style: { top: `${row * this.#rowHeight + GAP}px` } });
     const end = Math.min(this.numbers.length, (row + 1) * this.columns);
     for (let position = row * this.columns; position < end; position += 1) element.append(this.#tile(position));
-    this.spacer.append(element);
+    // in order, for screen readers
+    if (this.rows.size && row < Math.min(...this.rows.keys())) this.spacer.prepend(element);
+    else this.spacer.append(element);
     this.rows.set(row, element);
   }
 
@@ -124,12 +130,18 @@ export class Grid {
     this.cursor = Math.max(0, Math.min(this.numbers.length - 1, position));
     if (extend) this.#selectRange();
     else this.anchor = this.cursor;
-    const top = Math.floor(this.cursor / this.columns) * this.#rowHeight;
-    const { scrollTop, clientHeight } = this.element;
-    if (top < scrollTop) this.element.scrollTop = top;
-    else if (top + this.#rowHeight + GAP > scrollTop + clientHeight) this.element.scrollTop = top + this.#rowHeight + GAP - clientHeight;
+    this.#reveal();
     this.#draw();
     this.onopen?.(this.numbers[this.cursor]);
+  }
+
+  /** Scroll until the cursor is in sight. */
+  #reveal() {
+    const top = Math.floor(this.cursor / this.columns) * this.#rowHeight;
+    const bottom = top + this.#rowHeight + GAP;
+    const { scrollTop, clientHeight } = this.element;
+    if (top < scrollTop) this.element.scrollTop = top;
+    else if (bottom > scrollTop + clientHeight) this.element.scrollTop = bottom - clientHeight;
   }
 
   #selectRange() {

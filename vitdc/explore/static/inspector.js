@@ -8,7 +8,6 @@ export async function drawInspector(app, host, image) {
   const { store } = app;
   const details = await api.getJson(`api/images/${image}`).catch(() => null);
   if (!details || app.image !== image) return;
-  const side = Math.min(...store.run.image_shape.slice(0, 2));
   const dot = (cluster) => h("i", { class: "dot", style: { background: css(store.color(cluster)) } });
   const wrong = store.isWrong(image);
   const pairs = [
@@ -22,7 +21,7 @@ export async function drawInspector(app, host, image) {
   host.replaceChildren(
     h("header", { class: "line" }, h("h2", { title: details.name }, details.name),
       h("button", { type: "button", class: "quiet", "aria-label": "Close", onclick: app.closeInspector }, "×")),
-    h("img", { class: `large${side < 100 ? " pixels" : ""}`, src: `images/${store.run.key}/${image}`, alt: details.name }),
+    h("img", { class: "large", src: `images/${store.run.key}/${image}`, alt: details.name }),
     h("div", { class: "actions" },
       h("button", { type: "button", "aria-pressed": String(wrong), onclick: () => store.toggleMark([image]) }, wrong ? "Marked wrong" : "Mark wrong", h("kbd", {}, "W")),
       h("a", { class: "button", href: `#search/${image}` }, "Similar", h("kbd", {}, "S")),

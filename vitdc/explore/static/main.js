@@ -96,6 +96,8 @@ class App {
 
   #frame() {
     const { run } = this.store;
+    // pictures of a few pixels are shown as squares; larger ones are scaled smoothly
+    document.documentElement.toggleAttribute("data-pixels", run.tile_side <= 16);
     document.title = `${run.dataset} – vitdc explore`;
     element("dataset").textContent = run.dataset;
     element("dataset").title = run.results;
@@ -104,7 +106,7 @@ class App {
     element("tools").replaceChildren(
       h("details", { class: "menu", onfocusout: (event) => { const menu = event.currentTarget; if (!menu.contains(event.relatedTarget)) menu.open = false; } },
         h("summary", {}, "Export"),
-        h("div", {},
+        h("div", { onclick: (event) => { event.currentTarget.parentElement.open = false; } },
           h("a", { href: "export/names.csv", download: "names.csv" }, h("strong", {}, "names.csv"), h("span", {}, "a row per cluster")),
           h("a", { href: "export/assignments.csv", download: "assignments.csv" }, h("strong", {}, "assignments.csv"), h("span", {}, "a row per image")))),
       theme,
