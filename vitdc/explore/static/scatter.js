@@ -95,7 +95,8 @@ export class Scatter {
 
   /** Bring a point to the middle, near enough to see its neighbourhood. */
   goTo(image) {
-    this.view = { x: this.points[2 * image], y: this.points[2 * image + 1], zoom: Math.max(6, this.view.zoom) };
+    const zoom = Math.max(2.5, Math.min(20, Math.sqrt(this.number) / 11));
+    this.view = { x: this.points[2 * image], y: this.points[2 * image + 1], zoom: Math.max(zoom, this.view.zoom) };
     this.highlighted = image;
     this.draw();
   }
