@@ -22,6 +22,7 @@ class Collection:
     def __init__(self, run: FinishedRun) -> None:
         self.run = run
         self.num_train = len(run.dataset.train)
+        self._numbers: dict[str, int] = {}
         self._names = _Names(name for name, _ in run.dataset.image_names())
 
     def __len__(self) -> int:
@@ -77,9 +78,10 @@ class Collection:
     def numbers(self, names: Iterable[str]) -> dict[str, int]:
         """The numbers of the images with these ids, as far as there are any."""
         wanted = set(names)
-        if not wanted:
-            return {}
-        return {name: image for image, name in enumerate(self.names()) if name in wanted}
+        if not wanted <= self._numbers.keys():  # else nothing is looked for again
+            found = {name: image for image, name in enumerate(self.names()) if name in wanted}
+            self._numbers |= found
+        return {name: self._numbers[name] for name in wanted & self._numbers.keys()}
 
     def split(self, image: int) -> str:
         return SPLITS[0] if image < self.num_train else SPLITS[1]

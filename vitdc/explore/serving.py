@@ -59,7 +59,7 @@ def listen(port: int | None) -> socket.socket:
         if port is None and error.errno == errno.EADDRINUSE:
             return socket.create_server((ADDRESS, 0))
         raise InputError(
-            f"--port {port}: {os.strerror(error.errno or 0)}; name another, or leave it out for a"
+            f"--port {port or USUAL_PORT}: {os.strerror(error.errno or 0)}; name another, or leave it out for a"
             " free one"
         ) from None
 
