@@ -58,9 +58,9 @@ def listen(port: int | None) -> socket.socket:
     except OSError as error:
         if port is None and error.errno == errno.EADDRINUSE:
             return socket.create_server((ADDRESS, 0))
+        reason = os.strerror(error.errno or 0)
         raise InputError(
-            f"--port {port or USUAL_PORT}: {os.strerror(error.errno or 0)}; name another, or leave it out for a"
-            " free one"
+            f"--port {port or USUAL_PORT}: {reason}; name another, or leave it out for a free one"
         ) from None
 
 
