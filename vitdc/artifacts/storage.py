@@ -22,7 +22,8 @@ import numpy as np
 from vitdc import __version__
 from vitdc.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = {"clustering": 2}  # 1 had no atypicality
+FIRST_VERSION = 1  # of all other kinds
 VERIFY_BYTES = 256 * 2**20
 SPLITS = ("train", "test")
 
@@ -161,7 +162,7 @@ def writing(path: Path, kind: str, made_by: Mapping[str, Any]) -> Iterator[Write
         }
         description = {
             "kind": kind,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSIONS.get(kind, FIRST_VERSION),
             "made_by": {"vitdc": __version__, **made_by},
             "metadata": writer.metadata,
             "files": files,
@@ -199,10 +200,10 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
         ) from None
     if found != kind:
         raise InputError(f"{path}: holds {found}, but {kind} is needed here")
-    if version != FORMAT_VERSION:
+    if version != (readable := FORMAT_VERSIONS.get(kind, FIRST_VERSION)):
         raise InputError(
             f"{path}: has format version {version}, this vitdc ({__version__}) reads"
-            f" {FORMAT_VERSION}; run the step that wrote it again, or use the vitdc that wrote it"
+            f" {readable}; run the step that wrote it again, or use the vitdc that wrote it"
         )
     _verify_files(path, files)
     return dict(metadata)
