@@ -33,6 +33,7 @@ from vitdc.artifacts.storage import (
     remove,
     replacing,
     sha256,
+    verify,
     writing,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "remove",
     "replacing",
     "sha256",
+    "verify",
     "writing",
     "writing_dataset",
 ]

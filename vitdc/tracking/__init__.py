@@ -20,8 +20,12 @@ store           the store that MLFLOW_TRACKING_URI names
 record          one MLflow run
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
+registry        registered models: names, versions, aliases
+download        a model of MLflow as a directory on this machine
+pyfunc          a model as `mlflow models serve` loads it
 """
 
+from vitdc.tracking.download import download_model
 from vitdc.tracking.naming import Point
 from vitdc.tracking.pipeline_runs import (
     end_record,
@@ -43,6 +47,7 @@ __all__ = [
     "NullTracker",
     "Point",
     "Tracker",
+    "download_model",
     "end_record",
     "find_model",
     "log_evaluation",
