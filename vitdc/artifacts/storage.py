@@ -215,6 +215,12 @@ def made_by(path: Path) -> dict[str, Any]:
     return found
 
 
+def payload_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of every payload file of the artifact at `path`, as it was written."""
+    description = json.loads((Path(path) / "artifact.json").read_text(encoding="utf-8"))
+    return {name: file["sha256"] for name, file in description["files"].items()}
+
+
 def digest(path: Path) -> str:
     """SHA-256 of an artifact's description, which covers the hash of every payload file."""
     file = Path(path) / "artifact.json"

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-DATA = "data"  # the folder of an MLflow model in which the model directory lies
+_DATA = re.compile(r"data/[\w-]+")  # where in an MLflow model the model directory lies
 _DATA_SUFFIXES = (".json", ".npy", ".safetensors")
 _DESCRIPTION_SUFFIXES = (".json", ".txt", ".yaml")  # of what MLflow itself writes beside it
-_MAX_DEPTH = 3
+_MAX_DEPTH = 4
 
 
 def download_model(uri: str) -> Path:
@@ -64,8 +64,8 @@ def fetch(client: MlflowClient, stored: StoredModel, uri: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix=".partial-") as name:
         partial = Path(name)
         _check_files(list(_walk(repository, uri)), uri)
-        _check_description(Path(repository.download_artifacts("MLmodel", name)), uri)
-        fetched = Path(repository.download_artifacts(DATA, name))
+        data = _check_description(Path(repository.download_artifacts("MLmodel", name)), uri)
+        fetched = Path(repository.download_artifacts(data, name))
         _check_model(fetched, uri)
         return _keep(fetched, partial)
 
@@ -99,13 +99,13 @@ def _check_files(files: list[PurePosixPath], uri: str) -> None:
     if PurePosixPath("MLmodel") not in files:
         raise InputError(f"{uri}: there are no files of a model where MLflow says they are")
     for file in files:
-        suffixes = _DATA_SUFFIXES if file.parts[0] == DATA else _DESCRIPTION_SUFFIXES
+        suffixes = _DATA_SUFFIXES if file.parts[0] == "data" else _DESCRIPTION_SUFFIXES
         if file.suffix not in suffixes and str(file) != "MLmodel":
             raise _foreign(uri, f"it holds {file}")
 
 
-def _check_description(file: Path, uri: str) -> None:
-    """Refuse what MLflow would load in another way than by our own module."""
+def _check_description(file: Path, uri: str) -> str:
+    """Refuse what MLflow would not load by our own module, and say where the data is."""
     try:
         flavors: Any = yaml.safe_load(file.read_text(encoding="utf-8"))["flavors"]
         (name, flavor), *others = flavors.items()
@@ -114,8 +114,11 @@ def _check_description(file: Path, uri: str) -> None:
         raise _foreign(uri, "its MLmodel cannot be read") from None
     if others or name != "python_function" or loader != LOADER_MODULE:
         raise _foreign(uri, f"it is loaded by {loader or name}")
-    if code or data != DATA:
+    if code:
         raise _foreign(uri, "it brings code along")
+    if not _DATA.fullmatch(str(data)):
+        raise _foreign(uri, f"its data is in {data}")
+    return str(data)
 
 
 def _foreign(uri: str, reason: str) -> InputError:
