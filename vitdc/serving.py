@@ -93,7 +93,7 @@ def _decode(item: Any, pixels: Pixels) -> np.ndarray:
         return _from_pixels(item, pixels)
     raise ValueError(
         "neither the base64 text of an image file nor nested lists of pixels, but"
-        f" {'nothing' if item is None else f'a {type(item).__name__}'}"
+        f" {'nothing' if item is None else f'of type {type(item).__name__}'}"
     )
 
 

@@ -21,6 +21,7 @@ record          one MLflow run
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
 registry        registered models: names, versions, aliases
+promotion       which version is the champion, and why
 download        a model of MLflow as a directory on this machine
 pyfunc          a model as `mlflow models serve` loads it
 """
@@ -34,6 +35,7 @@ from vitdc.tracking.pipeline_runs import (
     resume_record,
     start_record,
 )
+from vitdc.tracking.promotion import Decision, promote
 from vitdc.tracking.tracker import (
     MlflowTracker,
     NullTracker,
@@ -43,6 +45,7 @@ from vitdc.tracking.tracker import (
 )
 
 __all__ = [
+    "Decision",
     "MlflowTracker",
     "NullTracker",
     "Point",
@@ -52,6 +55,7 @@ __all__ = [
     "find_model",
     "log_evaluation",
     "open_tracker",
+    "promote",
     "record_evaluated",
     "resume_record",
     "start_record",

@@ -50,13 +50,33 @@ class ImageClusters:
             A row per image with the columns `vitdc.serving.COLUMNS`.
 
         Raises:
-            MlflowException: Something is not an image; the scoring server answers with status 400.
+            BadRequest: Something is not an image.
         """
         try:
             rows = self._service.answer(_images(data))
         except InputError as error:
-            raise MlflowException(str(error), error_code=BAD_REQUEST) from None
+            raise BadRequest(str(error)) from None
         return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+class BadRequest(MlflowException):
+    """The scoring server answers with status 400 and the message.
+
+    It would put the whole request before the message, which may be megabytes of base64; a message
+    that is set stays.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        super().__init__(message, error_code=BAD_REQUEST)
+
+    @property
+    def message(self) -> str:
+        return self._message
+
+    @message.setter
+    def message(self, message: str) -> None:
+        pass
 
 
 def _images(data: pd.DataFrame) -> Iterator[Any]:

@@ -31,6 +31,7 @@ URI_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME (the newest)
 
 _VERSION_URI = re.compile(r"models:/+([^/@:]+?)(?:/(\d+|latest)|@([^/@]+))?/*")
 _LOGGED_URI = re.compile(r"models:/+(m-[0-9a-f]{32})/*")
+_RUN_ID = re.compile(r"([0-9a-f]{32})")
 _RUN_URI = re.compile(r"runs:/+([\w-]+)(?:/.*)?")
 
 
@@ -106,6 +107,41 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
     if number not in versions:
         raise InputError(f"{uri}: {name} has no such version; {_listed('it has', versions)}")
     return versions[number]
+
+
+def version_of_run(client: MlflowClient, run: str) -> ModelVersion | None:
+    """The version that the model of a run is registered as; None if `run` is not an id of a run.
+
+    Raises:
+        InputError: There is no such run, it has no model, or the model is not registered.
+    """
+    if not (match := _RUN_URI.fullmatch(run) or _RUN_ID.fullmatch(run)):
+        return None
+    stored = _model_of_run(client, match[1])
+    found = client.search_model_versions(f"tags.`{DIGEST_TAG}` = '{stored.digest}'")
+    if not found:
+        raise InputError(
+            f"{match[1]}: the model of this run is not registered (tracking.registered_model)"
+        )
+    return max(found, key=lambda version: int(version.version))
+
+
+def named_model(client: MlflowClient) -> str:
+    """The name of the only registered model.
+
+    Raises:
+        InputError: There is none, or several.
+    """
+    names = [model.name for model in client.search_registered_models(max_results=100)]
+    if len(names) != 1:
+        raise InputError(
+            f"which model? {_listed('MLflow has', names)}; name one, e.g. `vitdc promote"
+            f" {min(names)}`"
+            if names
+            else "no model is registered in this MLflow; `vitdc evaluate` registers one, unless"
+            " tracking.registered_model is false"
+        )
+    return str(names[0])
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
