@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _DATA = re.compile(r"data/[\w-]+")  # where in an MLflow model the model directory lies
 _DATA_SUFFIXES = (".json", ".npy", ".safetensors")
 _DESCRIPTION_SUFFIXES = (".json", ".txt", ".yaml")  # of what MLflow itself writes beside it
+_DESCRIPTIONS = ("MLmodel", "registered_model_meta")  # likewise
 _MAX_DEPTH = 4
 
 
@@ -64,8 +65,8 @@ def fetch(client: MlflowClient, stored: StoredModel, uri: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix=".partial-") as name:
         partial = Path(name)
         _check_files(list(_walk(repository, uri)), uri)
-        data = _check_description(Path(repository.download_artifacts("MLmodel", name)), uri)
-        fetched = Path(repository.download_artifacts(data, name))
+        data = _check_description(_download(repository, "MLmodel", partial), uri)
+        fetched = _download(repository, data, partial)
         _check_model(fetched, uri)
         return _keep(fetched, partial)
 
@@ -81,6 +82,10 @@ def _repository(client: MlflowClient, stored: StoredModel) -> ArtifactRepository
 
     uri = client.tracking_uri
     return get_artifact_repository(stored.location, tracking_uri=uri, registry_uri=uri)
+
+
+def _download(repository: ArtifactRepository, path: str, target: Path) -> Path:
+    return Path(repository.download_artifacts(path, str(target)))  # type: ignore[no-untyped-call]
 
 
 def _walk(repository: ArtifactRepository, uri: str, folder: str = "") -> Iterator[PurePosixPath]:
@@ -100,7 +105,7 @@ def _check_files(files: list[PurePosixPath], uri: str) -> None:
         raise InputError(f"{uri}: there are no files of a model where MLflow says they are")
     for file in files:
         suffixes = _DATA_SUFFIXES if file.parts[0] == "data" else _DESCRIPTION_SUFFIXES
-        if file.suffix not in suffixes and str(file) != "MLmodel":
+        if file.suffix not in suffixes and str(file) not in _DESCRIPTIONS:
             raise _foreign(uri, f"it holds {file}")
 
 

@@ -22,6 +22,7 @@ _NOT_IDENTIFYING = (
 IDENTITY_TAG = "vitdc.identity"
 FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
+REGISTERED_TAG = "vitdc.registered_model"
 MODEL_TAG = "vitdc.model_uri"
 ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
 

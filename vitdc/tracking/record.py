@@ -18,6 +18,7 @@ from vitdc.tracking.naming import (
     FAILURE_TAG,
     IDENTITY_TAG,
     ORIGIN_TAG,
+    REGISTERED_TAG,
     SUPERSEDES_TAG,
     SYSTEM,
     Point,
@@ -27,6 +28,7 @@ from vitdc.tracking.naming import (
     run_name,
     run_params,
 )
+from vitdc.tracking.registry import Scores, register_model, registered_name
 from vitdc.tracking.store import (
     Trouble,
     find_experiment,
@@ -53,6 +55,7 @@ class RunDescription(NamedTuple):
     dataset_name: str
     content_hash: str
     origin: Mapping[str, str]
+    registered_model: str  # name for the final model; empty: it is not registered
 
 
 class RunRecord:
@@ -82,6 +85,9 @@ class RunRecord:
                 client.set_tag(run.info.run_id, key, value)
         else:
             run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
+            name = description.registered_model
+            if run and run.data.tags.get(REGISTERED_TAG, "") != name:  # for who resumes the run
+                client.set_tag(run.info.run_id, REGISTERED_TAG, name)
         return cls(client, run or _create_run(client, experiment_id, description), description)
 
     @classmethod
@@ -122,6 +128,7 @@ class RunRecord:
             "run_id": self.run_id,
             "name": str(self._run.info.run_name),
             "identity": self._description.identity,
+            "registered_model": self._description.registered_model,
             "uri": store_name(),
         }
 
@@ -134,7 +141,7 @@ class RunRecord:
             entry: Its `kind` says which method below it is for.
             folder: Of the files that entries name.
         """
-        with patience(retries=0, timeout=_UPLOAD_TIMEOUT if entry["kind"] == "file" else 15):
+        with patience(retries=0, timeout=_UPLOAD_TIMEOUT if "file" in entry else 15):
             try:
                 self._deliver(entry, folder)
             except Exception as error:
@@ -155,6 +162,14 @@ class RunRecord:
             case "file":
                 self._client.log_artifact(
                     self.run_id, str(folder / entry["file"]), entry["folder"] or None
+                )
+            case "model":
+                register_model(
+                    self._client,
+                    self.run_id,
+                    folder / entry["file"],
+                    name=entry["name"],
+                    scores=Scores(entry["metrics"], entry["test_data"]),
                 )
             case kind:
                 raise ValueError(f"{kind!r}: no such kind of entry; it is of another vitdc")
@@ -334,7 +349,8 @@ def _create_run(
 
 def _run_tags(about: RunDescription) -> dict[str, str]:
     origin = {f"{ORIGIN_TAG}{key}": value for key, value in about.origin.items()}
-    return {IDENTITY_TAG: about.identity, **origin, **_provenance()}
+    known = {IDENTITY_TAG: about.identity, REGISTERED_TAG: about.registered_model}
+    return {**known, **origin, **_provenance()}
 
 
 def describe_run(
@@ -347,6 +363,7 @@ def describe_run(
         dataset_name=dataset_name,
         content_hash=content_hash,
         origin=origin or {},
+        registered_model=registered_name(params.tracking, dataset_name=dataset_name),
     )
 
 
@@ -361,6 +378,7 @@ def _description_of(run: Run) -> RunDescription:
         dataset_name=datasets[0].name if datasets else "",
         content_hash=source.pop("sha256", ""),
         origin=source,
+        registered_model=run.data.tags.get(REGISTERED_TAG, ""),
     )
 
 

@@ -67,6 +67,9 @@ class Tracker:
             results: Directory of the files people read; weights in it are not recorded.
         """
 
+    def log_model(self, evaluation: Evaluation) -> None:
+        """Register the model of the finished run, unless `tracking.registered_model` is false."""
+
     def failed(self, reason: str) -> None:
         """Record that the run ended badly."""
 
@@ -152,12 +155,13 @@ def _left_by_others(identity: str) -> dict[str, Any] | None:
 
 
 def log_evaluation(tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths]) -> None:
-    """Record a finished run with the training and the clusters of every one of `rounds`."""
+    """Record a finished run with its model, and the training and clusters of every round."""
     for paths in rounds:
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
         tracker.log_scores(trained.round, Clustering.load(paths.clustering).scores)
     tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracker.log_model(evaluation)
 
 
 class MlflowTracker(Tracker):
@@ -166,6 +170,7 @@ class MlflowTracker(Tracker):
     def __init__(self, record: RunRecord) -> None:
         self._record: RunRecord | None = record
         self._outbox = Outbox(record.about, lambda: record)
+        self._registered_model = record.about["registered_model"]
 
     @classmethod
     def resume(cls, about: Mapping[str, Any]) -> MlflowTracker:
@@ -173,6 +178,7 @@ class MlflowTracker(Tracker):
         tracker = cls.__new__(cls)
         tracker._record = None
         tracker._outbox = Outbox(about, lambda: connect(about))
+        tracker._registered_model = str(about.get("registered_model", ""))
         return tracker
 
     @property
@@ -199,6 +205,16 @@ class MlflowTracker(Tracker):
             for file in sorted(results.glob(pattern)):
                 folder = file.parent.relative_to(results).as_posix()
                 self._outbox.tell("file", keep=file, folder="" if folder == "." else folder)
+
+    def log_model(self, evaluation: Evaluation) -> None:
+        if name := self._registered_model:
+            self._outbox.tell(
+                "model",
+                keep=evaluation.path / "model",
+                name=name,
+                metrics=evaluation.metrics,
+                test_data=evaluation.test_data,
+            )
 
     def failed(self, reason: str) -> None:
         self._outbox.tell("fail", reason=reason)
