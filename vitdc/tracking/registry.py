@@ -328,7 +328,8 @@ def _signature() -> ModelSignature:
             ColSpec(DataType.boolean, "unsure"),
         ]
     )
-    return ModelSignature(Schema([ColSpec(AnyType(), "image")]), outputs)
+    image = ColSpec(AnyType(), "image")  # type: ignore[no-untyped-call]
+    return ModelSignature(Schema([image]), outputs)
 
 
 def _input_example(directory: Path) -> dict[str, list[str]]:
