@@ -55,8 +55,8 @@ class Waiting(NamedTuple):
     @classmethod
     def of(cls, entries: list[Entry]) -> Waiting:
         points = sum(len(entry.get("points", ())) for entry in entries)
-        files = sum(entry["kind"] == "file" for entry in entries)
-        others = sum(entry["kind"] not in ("points", "file") for entry in entries)
+        files = sum("file" in entry for entry in entries)
+        others = len(entries) - files - sum("points" in entry for entry in entries)
         return cls(points, files, others, min((e["time"] for e in entries), default=None))
 
     def __bool__(self) -> bool:
@@ -202,7 +202,7 @@ class Outbox:
                 journal.write_about(self.folder, self._about)
             if keep is not None:
                 entry["file"] = f"{self._journal.files.name}/{number}/{keep.name}"
-                journal.keep_file(keep, self.folder / entry["file"])
+                journal.keep(keep, self.folder / entry["file"])
             self._journal.append(Numbered(number, entry))
         except OSError as error:
             if keep is not None:
@@ -265,9 +265,9 @@ class Outbox:
         with self._condition:
             self._away_since = None
             for each in batch:
-                if each.journal and each.numbered.entry["kind"] == "file":
+                if each.journal and "file" in each.numbered.entry:
                     with self._ignoring_disk():
-                        (self.folder / each.numbered.entry["file"]).unlink(missing_ok=True)
+                        journal.remove(self.folder / each.numbered.entry["file"])
             self._drop(batch)
             if not self._pending:
                 self._last_delivery = time.monotonic()
@@ -317,7 +317,7 @@ class Outbox:
             f" {self.folder} and delivered when it is back",
         )
         first = batch[0]
-        if first.numbered.entry["kind"] == "file" and self._recipient and self._answers():
+        if "file" in first.numbered.entry and self._answers():
             with self._condition:  # other entries need not wait for the store of files
                 self._pending.remove(first)
                 self._pending.append(first)

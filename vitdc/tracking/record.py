@@ -134,7 +134,7 @@ class RunRecord:
             entry: Its `kind` says which method below it is for.
             folder: Of the files that entries name.
         """
-        with patience(retries=0, timeout=_UPLOAD_TIMEOUT if entry["kind"] == "file" else 15):
+        with patience(retries=0, timeout=_UPLOAD_TIMEOUT if "file" in entry else 15):
             try:
                 self._deliver(entry, folder)
             except Exception as error:
