@@ -24,6 +24,7 @@ store           the store that MLFLOW_TRACKING_URI names
 record          one MLflow run
 journal         what MLflow has not taken yet, on disk
 outbox          its delivery in the background
+waiting         what earlier processes could not deliver
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
 registry        registered models: names, versions, aliases

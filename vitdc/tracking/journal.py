@@ -150,25 +150,51 @@ def take_over(folder: Path) -> Iterator[Journal]:
             yield journal
 
 
-def keep_file(source: Path, target: Path) -> None:
-    """Keep a file as it is now: results are replaced as a whole, so a second name is enough."""
+def keep(source: Path, target: Path) -> None:
+    """Keep a file or a directory as it is now.
+
+    Results are replaced as a whole, never written into, so a second name for a file is enough.
+    """
+    remove(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_or_copy)
+    else:
+        _link_or_copy(str(source), str(target))
+
+
+def _link_or_copy(source: str, target: str) -> str:
     try:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copyfile(source, target)
+    return target
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def refuse(folder: Path, entry: Entry, reason: str) -> None:
     """Set an entry aside that MLflow will never take, with its file."""
-    if (file := folder / entry.get("file", ABOUT)).name != ABOUT and file.is_file():
-        number = sum(1 for _ in folder.glob("refused.files/*"))
-        target = folder / "refused.files" / f"{number}-{file.name}"
-        keep_file(file, target)
+    if (file := folder / entry.get("file", ABOUT)).name != ABOUT and file.exists():
+        target = folder / "refused.files" / f"{time.time_ns()}-{file.name}"
+        keep(file, target)
         entry = {**entry, "file": target.relative_to(folder).as_posix()}
     with (folder / REFUSED).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"reason": reason, **entry}) + "\n")
+
+
+def refused(folder: Path) -> list[Entry]:
+    """The entries that were set aside, each with its `reason`."""
+    with suppress(FileNotFoundError):
+        lines = (folder / REFUSED).read_bytes().splitlines(keepends=True)
+        return [entry for line in lines if (entry := _parse(line))]
+    return []
 
 
 def remove_if_done(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from vitdc.errors import InputError
 from vitdc.tracking import journal
 from vitdc.tracking.journal import Entry, Journal, Numbered
 from vitdc.tracking.store import Trouble, error_text, home, trouble
@@ -55,8 +57,8 @@ class Waiting(NamedTuple):
     @classmethod
     def of(cls, entries: list[Entry]) -> Waiting:
         points = sum(len(entry.get("points", ())) for entry in entries)
-        files = sum(entry["kind"] == "file" for entry in entries)
-        others = sum(entry["kind"] not in ("points", "file") for entry in entries)
+        files = sum("file" in entry for entry in entries)
+        others = len(entries) - files - sum("points" in entry for entry in entries)
         return cls(points, files, others, min((e["time"] for e in entries), default=None))
 
     def __bool__(self) -> bool:
@@ -202,7 +204,7 @@ class Outbox:
                 journal.write_about(self.folder, self._about)
             if keep is not None:
                 entry["file"] = f"{self._journal.files.name}/{number}/{keep.name}"
-                journal.keep_file(keep, self.folder / entry["file"])
+                journal.keep(keep, self.folder / entry["file"])
             self._journal.append(Numbered(number, entry))
         except OSError as error:
             if keep is not None:
@@ -265,9 +267,9 @@ class Outbox:
         with self._condition:
             self._away_since = None
             for each in batch:
-                if each.journal and each.numbered.entry["kind"] == "file":
+                if each.journal and "file" in each.numbered.entry:
                     with self._ignoring_disk():
-                        (self.folder / each.numbered.entry["file"]).unlink(missing_ok=True)
+                        journal.remove(self.folder / each.numbered.entry["file"])
             self._drop(batch)
             if not self._pending:
                 self._last_delivery = time.monotonic()
@@ -313,11 +315,11 @@ class Outbox:
             self._away_since = self._away_since or time.monotonic()
         self._warn(
             "away",
-            f"MLflow cannot be reached: {error_text(error)}; going on; what is told is kept in"
+            f"MLflow cannot be reached: {_reason(error)}; going on; what is told is kept in"
             f" {self.folder} and delivered when it is back",
         )
         first = batch[0]
-        if first.numbered.entry["kind"] == "file" and self._recipient and self._answers():
+        if "file" in first.numbered.entry and self._answers():
             with self._condition:  # other entries need not wait for the store of files
                 self._pending.remove(first)
                 self._pending.append(first)
@@ -351,6 +353,15 @@ class Outbox:
         if about not in self._warned:
             self._warned.add(about)
             _logger.warning("%s", text)
+
+
+def _reason(error: Exception) -> str:
+    """What happened, without the library's address and object names where it says it at the end."""
+    text = error_text(
+        error.__cause__ if isinstance(error, InputError) and error.__cause__ else error
+    )
+    innermost = re.search(r"\(Caused by \w+\(.*?: (?P<reason>[^:]*?)[\"')]*$", text)
+    return innermost["reason"] if innermost else text
 
 
 def _first_together(pending: deque[_Pending]) -> list[_Pending]:
