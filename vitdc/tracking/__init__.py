@@ -10,6 +10,10 @@ Where every step is a process of its own (Kubeflow), `start_record` makes the ru
 `resume_record` continues it, and `end_record` says how the whole ended. If Kubeflow's MLflow plugin
 has made a run for the pipeline (MLFLOW_RUN_ID is the task's nested one), that run is used.
 
+What a runner tells goes through an outbox on disk and is delivered in the background, so that a
+training waits for no server and survives its absence; only making the run is done at once, so that
+a wrong address is known before hours of work.
+
 Records go to `sqlite:///mlflow.db` or wherever MLFLOW_TRACKING_URI points. Beside an SQLite file,
 artifacts lie in the folder `mlartifacts`; a server decides for itself where its artifacts lie.
 
@@ -18,6 +22,9 @@ Importing mlflow takes seconds, so that happens when a tracker is opened, not be
 naming          names, steps, and which parameters identify a run
 store           the store that MLFLOW_TRACKING_URI names
 record          one MLflow run
+journal         what MLflow has not taken yet, on disk
+outbox          its delivery in the background
+waiting         what earlier processes could not deliver
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
 """
