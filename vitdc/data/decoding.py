@@ -49,11 +49,13 @@ class Pixels:
         image_size: Side of the square.
         channels: 1 or 3.
         max_pixels: Larger images are refused before they are decoded.
+        convert: Resize, crop and convert what is different; else it is refused.
     """
 
     image_size: int
     channels: int
     max_pixels: int
+    convert: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,10 +91,22 @@ def decode(file: str | bytes, pixels: Pixels) -> np.ndarray:
             raise ValueError(
                 f"{image.width} x {image.height} pixels exceed data.max_pixels={pixels.max_pixels}"
             )
-        draft_size = DRAFT_FACTOR * pixels.image_size
-        image.draft(None, (draft_size, draft_size))
+        if pixels.convert:
+            draft_size = DRAFT_FACTOR * pixels.image_size
+            image.draft(None, (draft_size, draft_size))
         ImageOps.exif_transpose(image, in_place=True)
-        return fit(flatten(image), image_size=pixels.image_size, channels=pixels.channels)
+        flat = flatten(image)
+        if not pixels.convert:
+            _check_same(flat, pixels)
+        return fit(flat, image_size=pixels.image_size, channels=pixels.channels)
+
+
+def _check_same(image: Image.Image, pixels: Pixels) -> None:
+    found = (image.width, image.height, 1 if image.mode == "L" else 3)
+    wanted = (pixels.image_size, pixels.image_size, pixels.channels)
+    if found != wanted:
+        described = [f"{w} x {h} {'greyscale' if c == 1 else 'RGB'}" for w, h, c in (found, wanted)]
+        raise ValueError(f"{described[0]}, not {described[1]}")
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -167,6 +181,13 @@ def decode_chunks(
     finally:
         stop.set()  # chunks that the executor has handed out cannot be cancelled any more
         executor.shutdown(cancel_futures=True)
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ordered_map(
