@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -274,14 +274,11 @@ class Counts:
 
     Attributes:
         written: Rows in the table.
-        unsure: How many of them are unsure.
-        problems: Names of the first unreadable files and why, `num_problems` in all.
+        unreadable: Files that were left out.
     """
 
     written: int = 0
-    unsure: int = 0
-    num_problems: int = 0
-    first_problem: tuple[str, str] | None = field(default=None)
+    unreadable: int = 0
 
 
 def predict_files(
@@ -315,7 +312,8 @@ def write_rows(
     results: Iterable[tuple[Batch, Prediction]],
     annotations: Annotations | None,
     *,
-    on_batch: Callable[[Batch], None],
+    on_unreadable: Callable[[str, str], None],
+    on_progress: Callable[[int], None],
 ) -> Counts:
     """Write the table as CSV, a batch at a time.
 
@@ -323,26 +321,28 @@ def write_rows(
         file: Where to.
         results: From `predict_files`.
         annotations: Names of the clusters.
-        on_batch: Called with every batch when its rows are written.
+        on_unreadable: Called with the name of every file that is left out, and why.
+        on_progress: Called with the number of images that are done with.
 
     Raises:
         InputError: No image is readable.
     """
     counts, writer = Counts(), csv.writer(file, lineterminator="\n")
+    unsaid = list[tuple[str, str]]()  # if no image is readable, that is all there is to say
     for batch, prediction in results:
         if batch.names and not counts.written:
             writer.writerow(HEADER)
         writer.writerows(_rows(batch.names, prediction, annotations))
         file.flush()
         counts.written += len(batch.names)
-        counts.unsure += int(prediction.unsure.sum())
-        counts.num_problems += len(batch.problems)
-        if batch.problems and counts.first_problem is None:
-            counts.first_problem = batch.problems[0]
-        on_batch(batch)
-    if not counts.written and counts.first_problem:
-        name, reason = counts.first_problem
-        more = f", likewise {counts.num_problems - 1} others" if counts.num_problems > 1 else ""
+        counts.unreadable += len(batch.problems)
+        unsaid += batch.problems
+        while counts.written and unsaid:
+            on_unreadable(*unsaid.pop(0))
+        on_progress(len(batch.names) + len(batch.problems))
+    if unsaid:
+        name, reason = unsaid[0]
+        more = f" (and {len(unsaid) - 1} more)" if len(unsaid) > 1 else ""
         raise InputError(f"{name}: {reason}{more}; no image is readable")
     return counts
 

@@ -8,12 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import click
-
-if TYPE_CHECKING:
-    from vitdc.inference import Batch
 
 
 @click.command("predict")
@@ -129,19 +126,21 @@ def command(
         tqdm(total=total, desc="predict", unit=" images", disable=None) as progress,
         _open(output) as file,
     ):
-
-        def on_batch(batch: Batch) -> None:
-            for name, reason in batch.problems:
-                progress.write(f"skipped {name}: {reason}", file=sys.stderr)
-            progress.update(len(batch.names) + len(batch.problems))
-
         try:
-            counts = write_rows(file, results, found.annotations, on_batch=on_batch)
+            counts = write_rows(
+                file,
+                results,
+                found.annotations,
+                on_unreadable=lambda name, reason: progress.write(
+                    f"skipped {name}: {reason}", file=sys.stderr
+                ),
+                on_progress=progress.update,
+            )
         except BrokenPipeError:
             _end_quietly()
-    if counts.num_problems:
+    if counts.unreadable:
         click.echo(
-            f"vitdc: {counts.num_problems} of {total} images cannot be read and were skipped; all"
+            f"vitdc: {counts.unreadable} of {total} images cannot be read and were skipped; all"
             " others are in the table",
             err=True,
         )
