@@ -313,7 +313,7 @@ def write_rows(
     annotations: Annotations | None,
     *,
     on_unreadable: Callable[[str, str], None],
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int], object],
 ) -> Counts:
     """Write the table as CSV, a batch at a time.
 
