@@ -194,12 +194,14 @@ def read_batches(
 ) -> Generator[Batch]:
     """Decode all images, in order; the last batch may be smaller, others a little larger.
 
-    A single chunk is decoded in this process: starting another one takes longer.
+    A single chunk is decoded in this process: starting another one takes longer. Run it in a thread
+    (`Ahead`), because it starts processes that way.
     """
     num_chunks = sum(math.ceil(len(each.names) / each.store.chunk_size) for each in listings)
     names, images, problems = list[str](), list[np.ndarray](), list[tuple[str, str]]()
     workers = min(num_workers, num_chunks)
-    with closing(decode_chunks(_files(listings), pixels, num_workers=workers)) as results:
+    decoding = decode_chunks(_files(listings), pixels, num_workers=workers, quick_start=True)
+    with closing(decoding) as results:
         for chunk, decoded in zip(_names(listings), results, strict=True):
             problems += [(chunk[i], reason) for i, reason in decoded.problems.items()]
             names += [name for i, name in enumerate(chunk) if i not in decoded.problems]

@@ -36,6 +36,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Pixels that a JPEG may be shrunk to while it is decoded, per pixel of the result's side. The rest
 # is done by the antialiasing filter, so the picture stays as good as from the full size.
 DRAFT_FACTOR = 2
+PRELOADED = ["PIL.Image", "PIL.ImageOps", "vitdc.data.decoding"]  # by the server of the workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -155,18 +156,31 @@ def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
 
 
 def decode_chunks(
-    chunks: Iterable[Sequence[str | bytes]], pixels: Pixels, *, num_workers: int
+    chunks: Iterable[Sequence[str | bytes]],
+    pixels: Pixels,
+    *,
+    num_workers: int,
+    quick_start: bool = False,
 ) -> Generator[Decoded]:
-    """Decode chunk after chunk in `num_workers` processes, in order and a bounded way ahead.
+    """Decode chunk after chunk in processes, in order and a bounded way ahead.
 
-    With one worker everything happens in this process. Close the iterator to end the processes
-    early.
+    Close the iterator to end the processes early.
+
+    Args:
+        chunks: Paths or contents of the files of each chunk.
+        pixels: What is wanted of every image.
+        num_workers: Processes; with one, everything happens in this process.
+        quick_start: Fork the processes of this and later calls from one that has imported what
+            they need. Only for threads beside the main one: Ctrl-C may interrupt the main thread
+            while a process is being forked for it, which would then complain.
     """
     if num_workers == 1:
         yield from (decode_chunk(files, pixels) for files in chunks)
         return
     # spawn: a forked child would inherit the locks of whatever threads run here
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver" if quick_start else "spawn")
+    if quick_start:
+        context.set_forkserver_preload(PRELOADED)
     stop = context.Event()
     executor = ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
