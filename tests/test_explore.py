@@ -37,6 +37,7 @@ from vitdc.explore.finding import FinishedRun, find_run
 from vitdc.explore.layout import lay_out
 from vitdc.explore.server import create_app
 from vitdc.explore.thumbnails import MAX_SIDE, Thumbnails
+from vitdc.prediction import Predictor
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,13 +165,12 @@ def test_the_columns_are_those_of_clusters_csv(page: Page, output: Path) -> None
 
 
 def test_unsure_is_what_predict_says(page: Page, images: Collection) -> None:
-    limits = page.array("api/columns/limits", np.float32)
-    assert images.unsure.tolist() == (images.distance > limits[images.cluster]).tolist()
-    for cluster in range(len(limits)):
-        own = images.run.clustering.train.distance[
-            images.run.clustering.train.assignment == cluster
-        ]
-        assert limits[cluster] == pytest.approx(np.quantile(own, 0.99))
+    predictor = Predictor.load(images.run.results)
+    test = images.run.dataset.test.images
+    limit = page.get("api/run").json()["unsure_limit"]
+    atypicality = page.array("api/columns/atypicality", np.float32)
+    unsure = predictor.predict(np.asarray(test)).unsure
+    assert (atypicality[images.num_train :] > limit).tolist() == unsure.tolist()
 
 
 def test_a_strip_shows_the_images_of_its_address_from_left_to_right(

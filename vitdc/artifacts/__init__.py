@@ -35,6 +35,7 @@ from vitdc.artifacts.storage import (
     replacing,
     replacing_file,
     sha256,
+    verify,
     writing,
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "replacing",
     "replacing_file",
     "sha256",
+    "verify",
     "writing",
     "writing_dataset",
 ]

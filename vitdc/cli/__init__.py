@@ -38,9 +38,13 @@ COMMANDS = {
     "explore": "Look through the clusters of a results directory in the browser, name and correct"
     " them.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
+    "predict": "Find the clusters of new images with the model of a run.",
+    "promote": "Make a model the champion if it is better than the present one.",
+    "track": "Show what MLflow has not taken yet, or deliver it.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-OTHERS = ("run", "explore", "summary", "params")  # each in a module of its name
+# each in a module of its name
+OTHERS = ("run", "explore", "summary", "predict", "promote", "track", "params")
 
 
 def find_command(name: str) -> click.Command:

@@ -9,7 +9,6 @@ not an image's, which are counted. Images are in the order of their names.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -19,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vitdc.config import DataConfig
-from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks
+from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks, num_cores
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
@@ -137,7 +136,7 @@ class FileSource:
 
     def _decode(self, chunks: list[np.ndarray]) -> Generator[Decoded]:
         names = self._names[np.concatenate(chunks)].tolist()
-        num_workers = min(self._config.num_workers or _num_cores(), len(chunks))
+        num_workers = min(self._config.num_workers or num_cores(), len(chunks))
         with closing(self._store.files(names)) as files:
             sized = (list(islice(files, len(chunk))) for chunk in chunks)
             with closing(decode_chunks(sized, self._pixels, num_workers=num_workers)) as results:
@@ -260,9 +259,3 @@ def _examples(names: Sequence[str], number: int = 3) -> str:
 
 def _and_more(number: int) -> str:
     return f" and {number} more" if number > 0 else ""
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

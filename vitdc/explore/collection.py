@@ -51,20 +51,9 @@ class Collection:
         return np.concatenate(splits).astype(np.int32)
 
     @cached_property
-    def limits(self) -> np.ndarray:
-        """(K,) float32: the distance beyond which an image is unsure, as `vitdc predict` says it.
-
-        The rule lives beside the model, so the first call imports torch.
-        """
-        from vitdc.prediction import distance_limits
-
-        return distance_limits(self.run.clustering)
-
-    @property
-    def unsure(self) -> np.ndarray:
-        """(N,) bool."""
-        unsure: np.ndarray = self.distance > self.limits[self.cluster]
-        return unsure
+    def atypicality(self) -> np.ndarray:
+        """(N,) float32: in deviations, see `vitdc.typicality`; it decides what is unsure."""
+        return _joined(self.run.clustering, "atypicality").astype(np.float32)
 
     # --- single images ------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ class Strangers:
             raise InputError(f"this file cannot be used: {decoded.problems[0]}")
         with self._lock:
             embedding = self._predictor.embed(decoded.images)
-        prediction = self._predictor.assign(embedding)
+        prediction = self._predictor.assign(embedding, decoded.images)
         return Stranger(
             decoded.images[0], prediction, nearest(self._images, embedding[0], count=count)
         )

@@ -7,6 +7,7 @@ name that points to 127.0.0.1 is refused) and, where something is written, the O
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from vitdc.explore.corrections import Corrections, OutdatedError, Patch
 from vitdc.explore.layout import MapMaker, Progress
 from vitdc.explore.search import Neighbours, Strangers, nearest
 from vitdc.explore.thumbnails import MAX_STRIP, Thumbnails, encode
+from vitdc.prediction import unsure_limit
 
 STATIC = Path(__file__).parent / "static"
 MAX_UPLOAD = 64 * 2**20
@@ -101,7 +103,7 @@ def _add_columns(app: FastAPI, images: Collection, map_maker: MapMaker) -> None:
             "cluster": lambda: images.cluster,
             "distance": lambda: images.distance,
             "label": lambda: images.label,
-            "limits": lambda: images.limits,
+            "atypicality": lambda: images.atypicality,
         }
         if name not in columns:
             raise HTTPException(404)
@@ -210,6 +212,7 @@ def describe(images: Collection) -> dict[str, Any]:
     """What the page needs before it draws anything."""
     run = images.run
     height, width, channels = run.dataset.image_shape
+    limit = unsure_limit(run.clustering)
     return {
         "version": __version__,
         "dataset": run.dataset.name,
@@ -222,6 +225,7 @@ def describe(images: Collection) -> dict[str, Any]:
         "has_labels": bool((images.label >= 0).any()),
         "image_shape": [height, width, channels],
         "tile_side": min(height, width, 64),
+        "unsure_limit": limit if math.isfinite(limit) else None,
         "best_round": run.best_round,
         "rounds": [asdict(row) for row in run.evaluation.rows],
         "metrics": run.evaluation.metrics,

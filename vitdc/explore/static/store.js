@@ -28,10 +28,10 @@ export class Store extends EventTarget {
     return store;
   }
 
-  /** Limits of "unsure", (K,); asked for when needed, because the server loads torch for them. */
-  limits() {
-    this.limitsPromise ??= api.getArray("api/columns/limits", Float32Array);
-    return this.limitsPromise;
+  /** How unlike the others of its cluster every image is, (N,), in deviations. */
+  atypicality() {
+    this.atypical ??= api.getArray("api/columns/atypicality", Float32Array);
+    return this.atypical;
   }
 
   /** Clusters after a round, (N,). */

@@ -6,7 +6,7 @@ import { Grid } from "../grid.js";
 const MOST = 2000;
 
 const KINDS = {
-  unsure: ["Unsure", "Farther from the centroid than 99% of the cluster's training images; the farthest beyond that first. What vitdc predict calls unsure."],
+  unsure: ["Unsure", "Less typical of their cluster than 95% of the images that were held out, the least typical first: what vitdc predict calls unsure. The number says how far beyond that limit."],
   far: ["Farthest", "The largest distances to the centroid, whatever the cluster."],
   against: ["Other class", "Of another class than the most frequent one of the cluster; the most typical of the cluster first."],
   wrong: ["Marked wrong", "What you marked. W marks the image under the cursor, or takes the mark away."],
@@ -17,8 +17,8 @@ export async function showOutliers(app, host, [kind = "unsure"]) {
   const kinds = Object.entries(KINDS).filter(([value]) => value !== "against" || store.run.has_labels);
   const chosen = kind in KINDS ? kind : "unsure";
   const [, about] = KINDS[chosen];
-  const limits = chosen === "unsure" ? await store.limits() : null;
-  const beyond = (image) => store.distance[image] / limits[store.cluster[image]];
+  const atypicality = chosen === "unsure" ? await store.atypicality() : null;
+  const beyond = (image) => atypicality[image] / (store.run.unsure_limit ?? Infinity);
   const caption = chosen === "unsure" ? (image) => `${beyond(image).toFixed(2)} ×` : (image) => store.distance[image].toFixed(3);
   const grid = new Grid({ store, label: KINDS[chosen][0], onopen: app.open, caption });
   const found = h("p", { class: "muted found", role: "status" });
