@@ -189,7 +189,8 @@ class App {
 
   #step(by) {
     const ids = [...document.querySelectorAll("#sidebar .entry")].map((link) => link.dataset.cluster);
-    const here = ids.indexOf(this.route[0] === "clusters" ? this.route[1] : undefined);
+    // from the address, which is ahead of the view when keys come fast
+    const here = ids.indexOf(/^#clusters\/(\d+)/.exec(location.hash)?.[1]);
     location.hash = `#clusters/${ids[here < 0 ? 0 : (here + by + ids.length) % ids.length]}`;
   }
 }
