@@ -36,9 +36,11 @@ COMMANDS = {
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
+    "compare": "Compare runs: their scores, and whether they differ by more than the noise of the"
+    " seeds.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-OTHERS = ("run", "summary", "params")  # each in a module of its name
+OTHERS = ("run", "summary", "compare", "params")  # each in a module of its name
 
 
 def find_command(name: str) -> click.Command:
