@@ -417,6 +417,9 @@ def evaluate(
         if evaluation.pixel_baseline and images.train.has_labels:
             pixels = findings.score_pixels(images, kmeans, seed=derive_seed(seed, "pixels"))
         metrics = findings.collect_metrics(images, best_found, history, pixels=pixels)
+        parameters = _parameters(
+            [dataset, initial.checkpoint, initial.clustering, round], evaluation
+        )
         data = findings.report_data(
             images,
             initial=first,
@@ -424,16 +427,22 @@ def evaluate(
             history=history,
             rows=rows,
             found=metrics,
-            parameters=_parameters(
-                [dataset, initial.checkpoint, initial.clustering, round], evaluation
-            ),
+            parameters=parameters,
             config=evaluation,
             device=device,
             seed=seed,
         )
     figures = report.build_figures(data)
     inputs = [dataset, *initial, *previous, *last, round]
-    Evaluation(metrics, rows, output, images.split_hash("test")).save(
+    Evaluation(
+        metrics,
+        rows,
+        output,
+        test_data=images.split_hash("test"),
+        parameters=parameters,
+        dataset_name=images.name,
+        content_hash=images.content_hash,
+    ).save(
         clusters=findings.cluster_rows(images, best_found.clustering),
         report=report.render_page(data, figures),
         figures={name: report.figure_png(figure) for name, figure in figures.items()},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from vitdc.artifacts.rounds import RoundPaths, RoundRow, write_rounds_csv
 from vitdc.artifacts.storage import copy, read_metadata, write_json, writing
+
+_DESCRIBED = ("test_data", "parameters", "dataset_name", "content_hash")  # in artifact.json
 
 
 class ClusterRow(NamedTuple):
@@ -34,6 +36,10 @@ class Evaluation:
         rows: The content of rounds.csv.
         path: Where the files lie.
         test_data: `Dataset.split_hash` of the test split that was scored; empty if it is not known.
+        parameters: Section -> knob -> value, as the artifacts were really made with; empty in
+            results of a vitdc that did not record them.
+        dataset_name: `Dataset.name`.
+        content_hash: `Dataset.content_hash`: scores on other images do not compare.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -42,14 +48,24 @@ class Evaluation:
     rows: list[RoundRow]
     path: Path
     test_data: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    dataset_name: str = ""
+    content_hash: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        rows = [RoundRow(**row) for row in metadata["rows"]]
-        return cls(metrics, rows, path, metadata.get("test_data", ""))  # older results have none
+        return cls.from_metadata(metadata, metrics, path)
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], metrics: dict[str, Any], path: Path
+    ) -> Self:
+        """Put together what artifact.json says and the content of metrics.json."""
+        described = {name: metadata[name] for name in _DESCRIBED if name in metadata}
+        return cls(metrics, [RoundRow(**row) for row in metadata["rows"]], path, **described)
 
     def save(
         self,
@@ -70,10 +86,8 @@ class Evaluation:
             made_by: As in `writing`.
         """
         with writing(self.path, self.kind, made_by) as writer:
-            writer.metadata = {
-                "rows": [asdict(row) for row in self.rows],
-                "test_data": self.test_data,
-            }
+            described = {name: getattr(self, name) for name in _DESCRIBED}
+            writer.metadata = {"rows": [asdict(row) for row in self.rows], **described}
             write_json(writer.directory / "metrics.json", self.metrics)
             write_rounds_csv(writer.directory / "rounds.csv", self.rows)
             writer.rows("clusters", ClusterRow._fields, clusters)

@@ -40,11 +40,13 @@ COMMANDS = {
     "summary": "Print the scores and the rounds of a results directory (default: results).",
     "predict": "Find the clusters of new images with the model of a run.",
     "promote": "Make a model the champion if it is better than the present one.",
+    "compare": "Compare runs: their scores, and whether they differ by more than the noise of the"
+    " seeds.",
     "track": "Show what MLflow has not taken yet, or deliver it.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
 # each in a module of its name
-OTHERS = ("run", "explore", "summary", "predict", "promote", "track", "params")
+OTHERS = ("run", "explore", "summary", "compare", "predict", "promote", "track", "params")
 
 
 def find_command(name: str) -> click.Command:

@@ -112,7 +112,7 @@ def figure_svg(figure: Figure, *, name: str) -> str:
 
 def draw_nmi(data: ReportData) -> Figure:
     """NMI of both splits against the round; the best round is marked."""
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = empty_figure(4.8, 3.3)
     _mark_best(axes, data)
     ends = []
     for name, color, marker in (("train", SKY, "s"), ("test", BLUE, "o")):
@@ -129,14 +129,14 @@ def draw_nmi(data: ReportData) -> Figure:
         low, high = middle - 0.03, middle + 0.03
     axes.set_ylim(max(-0.02, low), min(1.005, high + 0.06 * (high - low)))
     _label_ends(axes, ends, x=data.rows[-1].round)
-    _round_axis(axes, data, first=0)
+    round_axis(axes, data.rows[-1].round, first=0)
     axes.set_ylabel("NMI")
     return figure
 
 
 def draw_loss(data: ReportData) -> Figure:
     """l as the height of a bar, stacked from its two parts."""
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = empty_figure(4.8, 3.3)
     rows = [row for row in data.rows if row.loss is not None]
     x = [row.round for row in rows]
     entropy = np.array([row.cross_entropy or 0.0 for row in rows])
@@ -150,14 +150,14 @@ def draw_loss(data: ReportData) -> Figure:
             _note(axes, position, value, f"{value:.3f}")
     axes.set_ylim(0, 1.12 * max(float(total.max()), 1e-9))
     _legend(axes)
-    _round_axis(axes, data, first=min(x))
+    round_axis(axes, data.rows[-1].round, first=min(x))
     axes.set_ylabel("joint loss l")
     return figure
 
 
 def draw_gain(data: ReportData) -> Figure:
     """How far l fell in every round, against epsilon: the stopping rule as a picture."""
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = empty_figure(4.8, 3.3)
     losses = [(row.round, row.loss) for row in data.rows if row.loss is not None]
     x = [number for number, _ in losses[1:]]
     gain = [before - after for (_, before), (_, after) in pairwise(losses)]
@@ -187,14 +187,14 @@ def draw_gain(data: ReportData) -> Figure:
         fontsize=FONT_SIZE,
         annotation_clip=False,
     )
-    _round_axis(axes, data, first=min(x))
+    round_axis(axes, data.rows[-1].round, first=min(x))
     axes.set_ylabel("l fell by")
     return figure
 
 
 def draw_changed(data: ReportData) -> Figure:
     """Share of the training images that changed cluster."""
-    figure, axes = _figure(4.8, 3.3)
+    figure, axes = empty_figure(4.8, 3.3)
     rows = [row for row in data.rows if row.changed is not None]
     x = [row.round for row in rows]
     percent = [100 * (row.changed or 0.0) for row in rows]
@@ -204,7 +204,7 @@ def draw_changed(data: ReportData) -> Figure:
         for position, value in zip(x, percent, strict=True):
             _note(axes, position, value, f"{value:.1f}%")
     axes.set_ylim(0, 1.15 * max(*percent, 0.5))
-    _round_axis(axes, data, first=min(x))
+    round_axis(axes, data.rows[-1].round, first=min(x))
     axes.set_ylabel("images that moved, %")
     return figure
 
@@ -213,11 +213,11 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _round_axis(axes: Axes, data: ReportData, *, first: int) -> None:
+def round_axis(axes: Axes, last: int, *, first: int) -> None:
     """Integer ticks that cover all rounds, also a single one."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlim(first - 0.5, data.rows[-1].round + 0.5)
+    axes.set_xlim(first - 0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     axes.set_xlabel("round")
 
@@ -289,7 +289,9 @@ def draw_confusion(data: ReportData, snapshot: Snapshot) -> Figure:
     num_rows, num_columns = counts.shape
     annotated = max(counts.shape) <= MAX_ANNOTATED
     side = float(np.clip(0.42 * max(counts.shape), 4.0, 7.0))
-    figure, axes = _figure(side + 1.0, side * min(1.3, max(0.35, num_rows / num_columns)) + 0.9)
+    figure, axes = empty_figure(
+        side + 1.0, side * min(1.3, max(0.35, num_rows / num_columns)) + 0.9
+    )
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     _shade(axes, share, crisp=annotated)
     if annotated:
@@ -349,7 +351,7 @@ def shorten(name: str, length: int = 14) -> str:
 def draw_map(data: ReportData, snapshot: Snapshot) -> Figure:
     """The 2-D map: coloured and, if few, named by cluster; images in a wrong cluster ringed."""
     assert snapshot.coordinates is not None, "the map needs coordinates"
-    figure, axes = _figure(5.2, 4.8)
+    figure, axes = empty_figure(5.2, 4.8)
     coordinates = snapshot.coordinates
     assignment = np.asarray(snapshot.assignment)[data.map_indices]
     wrong = is_wrong(data.labels, snapshot.assignment, data.num_clusters)[data.map_indices]
@@ -512,7 +514,7 @@ def rgb(image: np.ndarray) -> np.ndarray:
 # --- Shared ------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def empty_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure in the house style, sized in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -532,7 +534,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure whose axes are the whole sheet, in inches from the upper left."""
-    figure, axes = _figure(width, height)
+    figure, axes = empty_figure(width, height)
     figure.set_layout_engine("none")
     axes.set_position((0, 0, 1, 1))
     axes.set_axis_off()

@@ -45,23 +45,12 @@ def render_page(data: ReportData, figures: Mapping[str, Figure]) -> str:
     Returns:
         A complete HTML document that needs no network.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    here = files("vitdc.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
-    panels = {
-        name: Markup(figure_svg(figure, name=name))
-        for name, figure in figures.items()
-        if name != "gallery"
-    }
-    return template.render(
+    panels = {name: figure for name, figure in figures.items() if name != "gallery"}
+    return fill_template(
+        "page.html.j2",
+        figures=panels,
+        styles=["page.css"],
         data=data,
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
-        panels=panels,
         **_summary(data),
         story=rounds_story(data),
         rows=[_table_row(row, data) for row in data.rows],
@@ -79,6 +68,26 @@ def render_page(data: ReportData, figures: Mapping[str, Figure]) -> str:
         num_unknown=int((data.labels < 0).sum()) if data.has_labels else 0,
         parameters=_parameters(data.parameters),
     )
+
+
+def fill_template(
+    name: str, *, figures: Mapping[str, Figure], styles: Sequence[str], **values: Any
+) -> str:
+    """Fill a template of this package with its figures (as `panels`), style sheets and values."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("vitdc", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    here = files("vitdc.report")
+    style = "".join((here / sheet).read_text(encoding="utf-8") for sheet in styles)
+    panels = {key: Markup(figure_svg(figure, name=key)) for key, figure in figures.items()}
+    return environment.get_template(name).render(panels=panels, style=Markup(style), **values)
 
 
 # --- The numbers -------------------------------------------------------------------------------
