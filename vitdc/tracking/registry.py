@@ -291,11 +291,13 @@ def _upload(client: MlflowClient, model: LoggedModel, directory: Path) -> None:
         tempfile.TemporaryDirectory() as temporary,
         environment.defaults({"MLFLOW_UV_AUTO_DETECT": "false"}),
     ):
-        path = Path(temporary, "model")
+        parts, path = Path(temporary, "model"), Path(temporary, "mlflow")
+        for part in MODEL_PARTS:  # a round of `refine` has more
+            artifacts.copy(directory / part, parts / part)
         mlflow.pyfunc.save_model(
             path,
             loader_module=LOADER_MODULE,
-            data_path=str(directory),
+            data_path=str(parts),
             mlflow_model=Model(
                 artifact_path=model.artifact_location,
                 model_uuid=model.model_id,
