@@ -641,9 +641,9 @@ def test_a_server_with_users_serves_the_whole_way(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    evaluate(toy_run)
-    evaluate(toy_run)
-    assert len(versions(MlflowClient(server))) == 1
+    client = MlflowClient(server)
+    client.create_experiment("vitdc")
+    register(client, toy_run.results / "model")
     assert promote(None).by == "admin"
     path = download_model(f"models:/{NAME}@champion")
     assert model_digest(path) == model_digest(toy_run.results / "model")

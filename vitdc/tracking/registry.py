@@ -250,14 +250,16 @@ def register_model(
         if version.tags.get(DIGEST_TAG) == digest:
             return version
     _make_registered_model(client, name)
-    return client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=run_id,
-        model_id=model.model_id,
-        tags=_version_tags(scores, digest),
-        description=_describe(scores),
-    )
+    # MLflow looks the source up in the store of its environment, not in that of the client
+    with environment.defaults({"MLFLOW_TRACKING_URI": client.tracking_uri}):
+        return client.create_model_version(
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run_id,
+            model_id=model.model_id,
+            tags=_version_tags(scores, digest),
+            description=_describe(scores),
+        )
 
 
 def _log_model(
