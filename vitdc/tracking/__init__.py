@@ -28,6 +28,7 @@ waiting         what earlier processes could not deliver
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
 registry        registered models: names, versions, aliases
+packaging       a model directory as an MLflow model
 promotion       which version is the champion, and why
 download        a model of MLflow as a directory on this machine
 pyfunc          a model as `mlflow models serve` loads it

@@ -20,7 +20,8 @@ import yaml
 from vitdc import artifacts
 from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.errors import InputError
-from vitdc.tracking.registry import LOADER_MODULE, StoredModel, locate, model_digest
+from vitdc.tracking.packaging import LOADER_MODULE, MODEL_PARTS
+from vitdc.tracking.registry import StoredModel, locate, model_digest
 from vitdc.tracking.store import open_store
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _check_model(directory: Path, uri: str) -> None:
     try:
         Checkpoint.load(directory / "checkpoint")
         Clustering.load(directory / "clustering")
-        for part in ("checkpoint", "clustering"):
+        for part in MODEL_PARTS:
             artifacts.verify(directory / part)
     except InputError as error:  # say where it really lies
         raise InputError(str(error).replace(str(directory), uri)) from None

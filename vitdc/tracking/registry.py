@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdc import __version__, artifacts, environment
-from vitdc.artifacts import Checkpoint
-from vitdc.config import ComputeConfig, TrackingConfig
+from vitdc import artifacts, environment
+from vitdc.config import TrackingConfig
 from vitdc.errors import InputError
+from vitdc.tracking.packaging import MODEL_PARTS, write_mlflow_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.models import ModelSignature
 
-LOADER_MODULE = "vitdc.tracking.pyfunc"
-MODEL_PARTS = ("checkpoint", "clustering")
 DIGEST_TAG = "vitdc.model_digest"
 TEST_DATA_TAG = "vitdc.test_data"
 
@@ -285,68 +280,18 @@ def _log_model(
 
 
 def _upload(client: MlflowClient, model: LoggedModel, directory: Path) -> None:
-    """Write the files of an MLflow model around the model directory, and upload them."""
-    import mlflow.pyfunc
     from mlflow.models import Model
 
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        environment.defaults({"MLFLOW_UV_AUTO_DETECT": "false"}),
-    ):
-        parts, path = Path(temporary, "model"), Path(temporary, "mlflow")
-        for part in MODEL_PARTS:  # a round of `refine` has more
-            artifacts.copy(directory / part, parts / part)
-        mlflow.pyfunc.save_model(
-            path,
-            loader_module=LOADER_MODULE,
-            data_path=str(parts),
-            mlflow_model=Model(
-                artifact_path=model.artifact_location,
-                model_uuid=model.model_id,
-                model_id=model.model_id,
-                run_id=model.source_run_id,
-            ),
-            signature=_signature(),
-            input_example=_input_example(directory),
-            model_config=ComputeConfig().model_dump(mode="json"),
-            pip_requirements=[f"vitdc=={__version__}"],
-        )
-        client.log_model_artifacts(model.model_id, str(path))
-
-
-def _signature() -> ModelSignature:
-    """An image in, a row of an answer out.
-
-    The type of an image is `any`: no other type of MLflow lets a column hold base64 text in one row
-    and pixels in the next. `vitdc.serving` checks what it gets.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
-
-    outputs = Schema(
-        [
-            ColSpec(DataType.long, "cluster"),
-            ColSpec(DataType.float, "distance"),
-            ColSpec(DataType.float, "second_distance", required=False),  # of one cluster: none
-            ColSpec(DataType.float, "margin"),
-            ColSpec(DataType.boolean, "unsure"),
-        ]
+    description = Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
     )
-    image = ColSpec(AnyType(), "image")  # type: ignore[no-untyped-call]
-    return ModelSignature(Schema([image]), outputs)
-
-
-def _input_example(directory: Path) -> dict[str, list[str]]:
-    """A PNG in the size of the model, plain in the mean colour of its training images."""
-    import numpy as np
-    from PIL import Image
-
-    checkpoint = Checkpoint.load(directory / "checkpoint")
-    pixels = np.empty(checkpoint.image_shape, np.uint8)
-    pixels[:] = np.round(np.array(checkpoint.mean) * 255)
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return {"image": [base64.b64encode(file.getvalue()).decode()]}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "model")
+        write_mlflow_model(directory, path, description)
+        client.log_model_artifacts(model.model_id, str(path))
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:
