@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import servers
 import toys
 import yaml
@@ -24,7 +26,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from vitdc import artifacts, cli, tracking
 from vitdc.artifacts import Dataset, Evaluation
 from vitdc.config import Params
-from vitdc.errors import InputError
+from vitdc.errors import InputError, TrainingError
 from vitdc.prediction import Predictor
 from vitdc.tracking import download, download_model, log_evaluation, open_tracker, promote
 from vitdc.tracking.registry import Scores, model_digest, register_model
@@ -609,6 +611,23 @@ def test_the_command_says_what_was_decided(two: MlflowClient) -> None:
     assert run_promote()[1].splitlines()[-1] == "kept: version 2 has the alias champion already"
 
 
+@pytest.mark.parametrize("model", ["models:/nothing@champion", "f" * 32, f"{NAME}/9", "nothing"])
+def test_what_cannot_be_promoted_ends_with_one_line_and_code_2(
+    two: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vitdc", "promote", model])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's own stays
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vitdc: ")
+    assert len(error.splitlines()) == 1
+
+
 @pytest.fixture(scope="module")
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """MLflow with users, handing on the files of models. Yields its address."""
@@ -647,6 +666,16 @@ def test_a_server_with_users_serves_the_whole_way(
     assert promote(None).by == "admin"
     path = download_model(f"models:/{NAME}@champion")
     assert model_digest(path) == model_digest(toy_run.results / "model")
+
+    eve = {"username": "eve", "password": "another of these passwords"}
+    users = f"{server}/api/2.0/mlflow/users/create"
+    assert requests.post(users, json=eve, auth=("admin", PASSWORD), timeout=60).ok
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", eve["username"])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", eve["password"])
+    experiment = client.create_experiment("of-eve")
+    mine = client.create_run(experiment).info.run_id
+    with pytest.raises(TrainingError, match=r"you may not add versions to .* vitdc-toy; choose"):
+        register(client, toy_run.rounds / "01", run_id=mine)
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a wrong one")
     for use in (promote, download_model):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdc import artifacts, environment
 from vitdc.config import TrackingConfig
-from vitdc.errors import InputError
+from vitdc.errors import InputError, TrainingError
 from vitdc.tracking.packaging import MODEL_PARTS, write_mlflow_model
 
 if TYPE_CHECKING:
@@ -238,23 +239,43 @@ def register_model(
 
     Returns:
         The version, which is an older one if the same model has been registered before.
+
+    Raises:
+        TrainingError: The name belongs to another user of MLflow.
     """
     digest = model_digest(directory)
     model = _log_model(client, run_id, directory, digest=digest, name=name)
     for version in versions_of(client, name):
         if version.tags.get(DIGEST_TAG) == digest:
             return version
-    _make_registered_model(client, name)
-    # MLflow looks the source up in the store of its environment, not in that of the client
-    with environment.defaults({"MLFLOW_TRACKING_URI": client.tracking_uri}):
-        return client.create_model_version(
-            name,
-            source=f"models:/{model.model_id}",
-            run_id=run_id,
-            model_id=model.model_id,
-            tags=_version_tags(scores, digest),
-            description=_describe(scores),
-        )
+    with _naming_a_way_out(name):
+        _make_registered_model(client, name)
+        # MLflow looks the source up in the store of its environment, not in that of the client
+        with environment.defaults({"MLFLOW_TRACKING_URI": client.tracking_uri}):
+            return client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags=_version_tags(scores, digest),
+                description=_describe(scores),
+            )
+
+
+@contextmanager
+def _naming_a_way_out(name: str) -> Iterator[None]:
+    """Say what to do where a name belongs to another user of MLflow; the run itself is fine."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.get_http_status_code() != 403:  # type: ignore[no-untyped-call]
+            raise
+        raise TrainingError(
+            f"you may not add versions to the registered model {name}; choose another name by"
+            " tracking.registered_model, or ask for the permission EDIT"
+        ) from error
 
 
 def _log_model(
