@@ -73,7 +73,8 @@ def evaluate(run: toys.ToyRun, results: Path | None = None, **config: Any) -> No
     params = Params.parse({"joint": {"epochs": 1}, "tracking": config}, where="test")
     evaluation = Evaluation.load(results or run.results)
     with open_tracker(params, dataset_name="toy", content_hash="0" * 64) as tracker:
-        log_evaluation(tracker, evaluation, [run.paths(0), run.paths(2)])
+        rounds = [run.paths(0), run.paths(2)]
+        log_evaluation(tracker, evaluation, rounds, dataset=Dataset.load(run.dataset))
     assert not tracker.left
 
 
@@ -176,7 +177,8 @@ def test_the_task_of_a_pipeline_registers_under_the_name_of_its_run(
             params, dataset_name="toy", content_hash="0" * 64, pipeline_run_id=f"job-{name}"
         )
     with tracking.resume_record(started) as tracker:
-        log_evaluation(tracker, Evaluation.load(toy_run.results), [toy_run.paths(0)])
+        images, evaluation = Dataset.load(toy_run.dataset), Evaluation.load(toy_run.results)
+        log_evaluation(tracker, evaluation, [toy_run.paths(0)], dataset=images)
     assert len(versions(store, "second")) == 1
 
 
