@@ -250,6 +250,30 @@ def test_a_damaged_model_in_the_cache_is_fetched_again(
     assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
+def test_files_that_are_not_those_of_the_digest_are_refused(
+    store: MlflowClient, toy_run: toys.ToyRun
+) -> None:
+    first, second = (register(store, toy_run.rounds / number) for number in ("01", "02"))
+    for folder in (files(store, first) / "data", files(store, second) / "data"):
+        shutil.rmtree(folder / "model")
+        shutil.copytree(toy_run.rounds / "00", folder / "model")
+    with pytest.raises(InputError, match=f"models:/{NAME}/1: holds another model than the one"):
+        download_model(f"models:/{NAME}/1")
+
+
+def test_a_model_that_was_deleted_in_mlflow_is_logged_again(
+    store: MlflowClient, toy_run: toys.ToyRun
+) -> None:
+    run_id = make_run(store)
+    version = register(store, toy_run.results / "model", run_id=run_id)
+    store.delete_model_version(NAME, version.version)
+    store.delete_logged_model(version.source.removeprefix("models:/"))
+    with pytest.raises(InputError, match="the run has no model"):
+        download_model(f"runs:/{run_id}")
+    assert register(store, toy_run.results / "model", run_id=run_id).version == 2
+    assert download_model(f"runs:/{run_id}") == download_model(f"models:/{NAME}/2")
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -382,6 +406,16 @@ def test_nothing_of_a_strangers_model_is_run(
     assert not (tmp_path / "executed").exists()
     assert not store.get_registered_model(NAME).aliases
     assert list((tmp_path / "cache" / "vitdc" / "models").iterdir()) == []
+
+
+def test_a_champion_is_what_mlflow_holds_not_what_the_cache_holds(
+    store: MlflowClient, toy_run: toys.ToyRun
+) -> None:
+    version = register(store, toy_run.results / "model")
+    download_model(f"models:/{NAME}/1")
+    with_pickle(files(store, version))  # under the digest of a model that is known
+    with pytest.raises(InputError, match="not a model that vitdc logged: it holds python_model"):
+        promote(NAME)
 
 
 def test_a_python_model_of_mlflow_is_not_unpickled(store: MlflowClient, tmp_path: Path) -> None:

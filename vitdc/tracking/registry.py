@@ -17,7 +17,7 @@ from vitdc.tracking.packaging import MODEL_PARTS, write_mlflow_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 DIGEST_TAG = "vitdc.model_digest"
@@ -175,14 +175,26 @@ def _model_of_run(client: MlflowClient, run_id: str) -> StoredModel:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise InputError(f"{run_id}: MLflow has no run of this id") from None
-    models = run.outputs.model_outputs if run.outputs else []
-    found = [client.get_logged_model(model.model_id) for model in models]
-    ready = [model for model in found if model.status == "READY"]
+    ready = [model for model in _logged_models(client, run) if model.status == "READY"]
     if not ready:
         raise InputError(
             f"{run_id}: the run has no model; `vitdc evaluate` logs it at the end of a run"
         )
     return _stored(max(ready, key=lambda model: model.creation_timestamp))
+
+
+def _logged_models(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """What a run has logged, without what was deleted since."""
+    from mlflow.exceptions import MlflowException
+
+    found = []
+    for output in run.outputs.model_outputs if run.outputs else []:
+        try:
+            found.append(client.get_logged_model(output.model_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return found
 
 
 def _logged_model(client: MlflowClient, model_id: str) -> StoredModel:
@@ -284,8 +296,7 @@ def _log_model(
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
-    outputs = run.outputs.model_outputs if run.outputs else []
-    known = [client.get_logged_model(output.model_id) for output in outputs]
+    known = _logged_models(client, run)
     same = [model for model in known if model.tags.get(DIGEST_TAG) == digest]
     if same:
         model = same[0]
