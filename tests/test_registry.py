@@ -456,6 +456,18 @@ def test_changed_weights_are_noticed_however_large(
         download_model(f"models:/{NAME}/1")
 
 
+def test_test_data_are_the_same_whatever_the_training_images(
+    toy_run: toys.ToyRun, tmp_path: Path
+) -> None:
+    def test_hash(**counts: int) -> str:
+        name = "-".join(map(str, counts.values()))
+        return Dataset.load(toys.write_toy_dataset(tmp_path / name, **counts)).split_hash("test")
+
+    same = Dataset.load(toy_run.dataset).split_hash("test")
+    assert test_hash(num_train=30, num_test=12) == same
+    assert test_hash(num_train=42, num_test=11) != same
+
+
 # --- promoting ---------------------------------------------------------------------------------
 
 

@@ -423,7 +423,7 @@ def evaluate(
         )
     figures = report.build_figures(data)
     inputs = [dataset, *initial, *previous, *last, round]
-    Evaluation(metrics, rows, output, images.split_hash("test")).save(
+    Evaluation(metrics, rows, output, test_data=images.split_hash("test")).save(
         clusters=findings.cluster_rows(images, best_found.clustering),
         report=report.render_page(data, figures),
         figures={name: report.figure_png(figure) for name, figure in figures.items()},

@@ -49,7 +49,8 @@ class Evaluation:
         metadata = read_metadata(path, cls.kind)
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         rows = [RoundRow(**row) for row in metadata["rows"]]
-        return cls(metrics, rows, path, metadata.get("test_data", ""))  # older results have none
+        known = metadata.get("test_data", "")  # older results have none
+        return cls(metrics, rows, path, test_data=known)
 
     def save(
         self,
