@@ -14,6 +14,7 @@ from hypothesis import settings
 from PIL import Image
 
 from vitdc import loop, steps
+from vitdc.tracking.store import quiet_mlflow
 
 # a busy machine must not fail a test
 settings.register_profile("vitdc", deadline=None)
@@ -106,3 +107,28 @@ def toy_run(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> toys
         output=run.results,
     )
     return run
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow store without runs; making one takes seconds, copying it nothing."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    quiet_mlflow()
+    MlflowClient(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """What an evaluation leaves, in miniature."""
+    folder = tmp_path / "results"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "model").mkdir()
+    (folder / "report.html").write_text("<h1>report</h1>")
+    (folder / "rounds.csv").write_text("round\n0\n")
+    (folder / "metrics.json").write_text("{}")
+    (folder / "figures" / "nmi.png").write_bytes(b"png")
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    return folder

@@ -45,34 +45,12 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated store without runs; making one takes seconds, copying it nothing."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store_module.quiet_mlflow()
-    MlflowClient(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default store, in an empty working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
-    (folder / "figures").mkdir(parents=True)
-    (folder / "model").mkdir()
-    (folder / "report.html").write_text("<h1>report</h1>")
-    (folder / "rounds.csv").write_text("round\n0\n")
-    (folder / "metrics.json").write_text("{}")
-    (folder / "figures" / "nmi.png").write_bytes(b"png")
-    (folder / "model" / "model.safetensors").write_bytes(b"weights")
-    return folder
 
 
 def make_params(**sections: Any) -> Params:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from vitdc.errors import InputError
 from vitdc.tracking import journal
 from vitdc.tracking.journal import Entry, Journal, Numbered
 from vitdc.tracking.store import Trouble, error_text, home, trouble
@@ -313,7 +315,7 @@ class Outbox:
             self._away_since = self._away_since or time.monotonic()
         self._warn(
             "away",
-            f"MLflow cannot be reached: {error_text(error)}; going on; what is told is kept in"
+            f"MLflow cannot be reached: {_reason(error)}; going on; what is told is kept in"
             f" {self.folder} and delivered when it is back",
         )
         first = batch[0]
@@ -351,6 +353,15 @@ class Outbox:
         if about not in self._warned:
             self._warned.add(about)
             _logger.warning("%s", text)
+
+
+def _reason(error: Exception) -> str:
+    """What happened, without the library's address and object names where it says it at the end."""
+    text = error_text(
+        error.__cause__ if isinstance(error, InputError) and error.__cause__ else error
+    )
+    innermost = re.search(r"\(Caused by \w+\(.*?: (?P<reason>[^:]*?)[\"')]*$", text)
+    return innermost["reason"] if innermost else text
 
 
 def _first_together(pending: deque[_Pending]) -> list[_Pending]:

@@ -62,7 +62,7 @@ def resume_record(record: str) -> Iterator[Tracker]:
     tracker: Tracker = NullTracker()
     if record:
         with open_store() as client:
-            tracker = MlflowTracker(RunRecord.resume(client, record.partition("/")[0]))
+            tracker = MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
     with reporting_to(tracker, failures=False):
         yield tracker
 

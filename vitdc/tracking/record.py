@@ -111,18 +111,14 @@ class RunRecord:
         return bool(self._run.info.status == "FINISHED")
 
     @property
-    def started(self) -> float:
-        """When the run was made, in seconds since 1970."""
-        return float(self._run.info.start_time) / 1000
-
-    @property
-    def about(self) -> dict[str, str]:
+    def about(self) -> dict[str, Any]:
         """What the journal of the run says about it."""
         return {
             "run_id": self.run_id,
             "name": str(self._run.info.run_name),
             "identity": self._description.identity,
             "uri": store_name(),
+            "started": self._run.info.start_time / 1000,
         }
 
     # --- delivery --------------------------------------------------------------------------------

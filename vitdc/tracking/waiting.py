@@ -74,8 +74,8 @@ def deliver_waiting(directory: Path | None = None) -> Iterator[tuple[WaitingRun,
     Raises:
         InputError: The store cannot be used.
     """
-    with open_store(way_out="set MLFLOW_TRACKING_URI to where the runs were recorded"):
-        pass
+    with open_store(way_out="set MLFLOW_TRACKING_URI to where the runs were recorded") as client:
+        client.search_experiments(max_results=1)
     for run in waiting_runs(directory):
         if run.waiting and not run.in_use and run.uri == store_name():
             about = {**journal.read_about(run.folder), "run_id": run.run_id}
