@@ -157,7 +157,12 @@ def record_round(record: str, history: Round, before: RoundPaths) -> None:
 
 
 def record_result(
-    record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, model_uri: str
+    record: str,
+    evaluation: Evaluation,
+    rounds: Iterable[RoundPaths],
+    *,
+    dataset: Path,
+    model_uri: str,
 ) -> None:
     """Tell MLflow everything about the finished run, and where Kubeflow keeps its model.
 
@@ -165,7 +170,7 @@ def record_result(
         TrainingError: MLflow does not take all of it; the task can be repeated.
     """
     with tracking.resume_record(record) as tracker:
-        tracking.log_evaluation(tracker, evaluation, rounds)
+        tracking.log_evaluation(tracker, evaluation, rounds, dataset=Dataset.load(dataset))
     if tracker.left:
         raise TrainingError(f"MLflow has not taken the whole result: {tracker.left} left")
     tracking.record_evaluated(record, model_uri=model_uri)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -17,7 +17,7 @@ import click
 from vitdc.cli.options import PARAMS_OPTIONS
 
 if TYPE_CHECKING:
-    from vitdc.artifacts import Checkpoint, RoundRow
+    from vitdc.artifacts import Checkpoint, Dataset, RoundRow
     from vitdc.config import Params
     from vitdc.tracking import Tracker
 
@@ -124,7 +124,7 @@ def pretrain(function: Callable[..., Any], params: Params, paths: dict[str, Any]
     """Run the initial training and record it while it goes on."""
     from vitdc import summary
 
-    with _tracker(params, paths["dataset"]) as tracker:
+    with _recording(params, paths["dataset"]) as (tracker, _):
         with tracker.timing("pretrain"):
             made = function(**_arguments(function, params, paths), watcher=tracker)
         tracker.log_history(made.round, made.history)
@@ -135,7 +135,7 @@ def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) 
     """Run the rounds; print and record each as it ends."""
     from vitdc import summary
 
-    with _tracker(params, paths["dataset"]) as tracker:
+    with _recording(params, paths["dataset"]) as (tracker, _):
         table = summary.RoundTable(click.echo)
 
         def on_round(rows: list[RoundRow], checkpoint: Checkpoint) -> None:
@@ -168,21 +168,25 @@ def evaluate(function: Callable[..., Any], params: Params, paths: dict[str, Any]
         recorded = [RoundPaths.in_directory(directory) for directory in directories]
     else:
         recorded = [paths[key] for key in ROUNDS_OF_EVALUATE]
-    with _tracker(params, paths["dataset"]) as tracker:
+    with _recording(params, paths["dataset"]) as (tracker, dataset):
         with tracker.timing("evaluate"):
             evaluation = function(**_arguments(function, params, paths))
-        log_evaluation(tracker, evaluation, recorded)
+        log_evaluation(tracker, evaluation, recorded, dataset=dataset)
     click.echo(summary.describe(evaluation))
 
 
-def _tracker(params: Params, dataset: Path) -> AbstractContextManager[Tracker]:
+@contextmanager
+def _recording(params: Params, dataset: Path) -> Iterator[tuple[Tracker, Dataset]]:
+    """The tracker of the run that the parameters and the data stand for."""
     from vitdc.artifacts import Dataset
     from vitdc.tracking import open_tracker
 
     images = Dataset.load(dataset)
-    return open_tracker(
+    with open_tracker(
         params,
         dataset_name=images.name,
         content_hash=images.content_hash,
         origin=images.origin,
-    )
+    ) as tracker:
+        tracker.log_dataset(images)
+        yield tracker, images

@@ -23,7 +23,8 @@ IDENTITY_TAG = "vitdc.identity"
 FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
 MODEL_TAG = "vitdc.model_uri"
-ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
+DATA_TAG = "vitdc.data."  # and name, sha256, or what is known of its origin, e.g. commit
+DVC_TAG = "vitdc.dvc."  # and what DVC knows by the hash: dataset or model
 
 _MAX_VALUE = 500  # characters that old servers take
 

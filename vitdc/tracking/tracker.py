@@ -13,6 +13,7 @@ from vitdc.artifacts import (
     Checkpoint,
     Clustering,
     ClusteringScores,
+    Dataset,
     Evaluation,
     RoundPaths,
     RoundRow,
@@ -20,8 +21,10 @@ from vitdc.artifacts import (
 from vitdc.config import Params
 from vitdc.errors import InputError, one_line
 from vitdc.tracking import journal
+from vitdc.tracking.describing import dataset_fields, describe_result
 from vitdc.tracking.monitor import SystemMonitor
 from vitdc.tracking.naming import (
+    DVC_TAG,
     ROUND_METRICS,
     SYSTEM,
     Point,
@@ -35,6 +38,7 @@ from vitdc.tracking.naming import (
     score_points,
 )
 from vitdc.tracking.outbox import Outbox, Waiting, outbox_directory
+from vitdc.tracking.provenance import dvc_hash
 from vitdc.tracking.record import RunRecord, describe_run, open_record
 from vitdc.tracking.store import Trouble, open_store, reason_of, store_name, trouble
 from vitdc.watching import Watcher
@@ -61,6 +65,9 @@ class Tracker(Watcher):
     def log_scores(self, round: int, scores: ClusteringScores) -> None:
         """Record how good the clustering that ends a round is."""
 
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Record the data that the run works on."""
+
     def log_history(self, round: int, history: Sequence[Mapping[str, float | None]]) -> None:
         """Record the epochs of the training that led to `round` (`Checkpoint.history`)."""
 
@@ -74,6 +81,12 @@ class Tracker(Watcher):
             metrics: The content of metrics.json.
             results: Directory of the files people read; weights in it are not recorded.
         """
+
+    def log_description(self, evaluation: Evaluation) -> None:
+        """Record the scores and the rounds as what a person reads first about the run."""
+
+    def log_hash(self, name: str, directory: Path) -> None:
+        """Record DVC's hash of the `dataset` or the `model`."""
 
     def failed(self, reason: str) -> None:
         """Record that the run ended badly."""
@@ -159,13 +172,19 @@ def _left_by_others(identity: str) -> dict[str, Any] | None:
     return None
 
 
-def log_evaluation(tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths]) -> None:
+def log_evaluation(
+    tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, dataset: Dataset
+) -> None:
     """Record a finished run with the training and the clusters of every one of `rounds`."""
+    tracker.log_dataset(dataset)
     for paths in rounds:
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
         tracker.log_scores(trained.round, Clustering.load(paths.clustering).scores)
     tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracker.log_description(evaluation)
+    tracker.log_hash("dataset", dataset.path)
+    tracker.log_hash("model", evaluation.path / "model")
 
 
 class MlflowTracker(Tracker):
@@ -238,6 +257,18 @@ class MlflowTracker(Tracker):
             for file in sorted(results.glob(pattern)):
                 folder = file.parent.relative_to(results).as_posix()
                 self._outbox.tell("file", keep=file, folder="" if folder == "." else folder)
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        self._outbox.tell("dataset", dataset=dataset_fields(dataset))
+
+    def log_description(self, evaluation: Evaluation) -> None:
+        self._outbox.tell("describe", text=describe_result(evaluation))
+
+    def log_hash(self, name: str, directory: Path) -> None:
+        try:
+            self._outbox.tell("tags", tags={f"{DVC_TAG}{name}": dvc_hash(directory)})
+        except Exception as error:  # a DVC repository that is broken is not this run's business
+            _logger.warning("DVC cannot say its hash of %s: %s", directory, one_line(error))
 
     def failed(self, reason: str) -> None:
         self._stop_monitor()
