@@ -37,13 +37,16 @@ pyfunc          a model as `mlflow models serve` loads it
 from vitdc.tracking.download import download_model
 from vitdc.tracking.naming import Point
 from vitdc.tracking.pipeline_runs import (
+    RECORD_VARIABLE,
     end_record,
     find_model,
     record_evaluated,
     resume_record,
     start_record,
+    watch_training,
 )
 from vitdc.tracking.promotion import Decision, promote
+from vitdc.tracking.provenance import IMAGE_VARIABLE
 from vitdc.tracking.tracker import (
     MlflowTracker,
     NullTracker,
@@ -53,6 +56,8 @@ from vitdc.tracking.tracker import (
 )
 
 __all__ = [
+    "IMAGE_VARIABLE",
+    "RECORD_VARIABLE",
     "Decision",
     "MlflowTracker",
     "NullTracker",
@@ -67,4 +72,5 @@ __all__ = [
     "record_evaluated",
     "resume_record",
     "start_record",
+    "watch_training",
 ]
