@@ -43,4 +43,6 @@ def evaluate(
         kubeflow.log_confusion(confusion, Path(dataset.path), made)
         kubeflow.publish(made, report=report, overview=overview, model=model)
         states = [kubeflow.state(artifact) for artifact in rounds.values()]
-        kubeflow.record_result(record, made, states, model_uri=model.uri)
+        kubeflow.record_result(
+            record, made, states, dataset=Path(dataset.path), model_uri=model.uri
+        )

@@ -85,7 +85,7 @@ def test_every_step_has_a_command() -> None:
 def test_every_argument_of_a_step_is_an_option_or_a_section(name: str) -> None:
     hints = get_type_hints(FUNCTIONS[name])
     sections = {key for key, hint in hints.items() if hint in SECTION_TYPES}
-    given = hints.keys() - sections - {"seed", "on_round", "return"}
+    given = hints.keys() - sections - {"seed", "on_round", "watcher", "return"}
     extra = {"rounds"} if name == "evaluate" else set()
     options = sorted(str(option.name) for option in command(name).params)
     assert options == sorted([*given, *extra, "params_file", "overrides"])

@@ -38,10 +38,12 @@ BEYOND_STEP = {
     "evaluate": {"record"},
 }
 
+NOT_INPUTS = ("return", "output", "scratch", "watcher")
+
 
 def step_arguments(name: str) -> dict[str, Any]:
     hints = get_type_hints(getattr(steps, name))
-    return {key: hint for key, hint in hints.items() if key not in ("return", "output", "scratch")}
+    return {key: hint for key, hint in hints.items() if key not in NOT_INPUTS}
 
 
 def inputs(component: Any) -> dict[str, Any]:

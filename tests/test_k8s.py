@@ -26,6 +26,15 @@ ROOT = Path(__file__).parents[1]
 VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34")
 RESTRICTED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
 
+# those of KServe's v1beta1 PredictorSpec and ComponentExtensionSpec that make sense here
+PREDICTOR_FIELDS = {
+    "minReplicas": int,
+    "maxReplicas": int,
+    "scaleMetric": str,
+    "scaleTarget": int,
+    "timeout": int,
+}
+
 Object = dict[str, Any]
 
 
@@ -49,7 +58,10 @@ def render(overlay: Path) -> list[Object]:
 
 @pytest.fixture(scope="session")
 def overlays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
-    """Both overlays, and `local` with a profile's namespace and every optional component."""
+    """Both overlays, and `local` with a profile's namespace and every optional component.
+
+    `profile` has those of the runs, `serving` those of the services.
+    """
     k8s = copy(tmp_path_factory.mktemp("manifests"))
     for overlay in ("local", "production"):
         done = make_secrets(k8s, overlay)
@@ -61,10 +73,15 @@ def overlays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]
     text = text.replace("components: []", "components:").replace("#  - ../", "  - ../")
     runs.write_text(text)
     rendered["profile"] = render(k8s / "overlays" / "local")
+
+    runs.write_text((ROOT / "k8s" / "overlays" / "local" / "runs" / runs.name).read_text())
+    services = k8s / "overlays" / "local" / "services" / "kustomization.yaml"
+    services.write_text(services.read_text().replace("#  - ../", "  - ../"))
+    rendered["serving"] = render(k8s / "overlays" / "local")
     return rendered
 
 
-@pytest.fixture(params=["local", "production", "profile"])
+@pytest.fixture(params=["local", "production", "profile", "serving"])
 def objects(request: pytest.FixtureRequest, overlays: dict[str, list[Object]]) -> list[Object]:
     return overlays[request.param]
 
@@ -100,7 +117,7 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 def workloads(objects: list[Object]) -> list[Workload]:
     found = []
-    for each in objects:
+    for each in map(as_deployment, objects):
         if "template" not in each.get("spec", {}):
             continue
         template, meta = each["spec"]["template"], each["metadata"]
@@ -109,6 +126,25 @@ def workloads(objects: list[Object]) -> list[Workload]:
         labels = template["metadata"]["labels"]
         found.append(Workload(name, meta["namespace"], labels, template["spec"], claims))
     return found
+
+
+def as_deployment(each: Object) -> Object:
+    """An InferenceService as the Deployment that KServe makes of it; anything else as it is.
+
+    A predictor is the specification of a pod, with a few fields of KServe's in between.
+    """
+    if each["kind"] != "InferenceService":
+        return each
+    pod = {k: v for k, v in each["spec"]["predictor"].items() if k not in PREDICTOR_FIELDS}
+    labels = {**each["metadata"]["labels"], "serving.kserve.io/inferenceservice": "model"}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": each["metadata"],
+        "spec": spec,
+    }
 
 
 def decoded(secret: Object) -> dict[str, str]:
@@ -120,7 +156,7 @@ def decoded(secret: Object) -> dict[str, str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_manifest_is_valid_by_the_strict_schema(objects: list[Object], version: str) -> None:
-    for each in objects:
+    for each in map(as_deployment, objects):
         kubernetes_validate.validate(each, version, strict=True)
 
 
@@ -258,6 +294,77 @@ def test_one_mlflow_may_be_evicted_at_a_time(overlays: dict[str, list[Object]]) 
     for objects, replicas in ((overlays["local"], None), (overlays["production"], 2)):
         assert named(objects, "Deployment", "mlflow")["spec"].get("replicas") == replicas
         assert named(objects, "PodDisruptionBudget", "mlflow")["spec"]["maxUnavailable"] == 1
+
+
+# ------------------------------------------------------------------------------------- serving
+
+
+def test_the_champion_is_served_where_kserve_is_installed(
+    overlays: dict[str, list[Object]],
+) -> None:
+    (service,) = of_kind(overlays["serving"], "InferenceService")
+    for overlay in ("local", "production"):
+        assert not of_kind(overlays[overlay], "InferenceService")
+    assert service["apiVersion"] == "serving.kserve.io/v1beta1"
+    assert service["spec"].keys() == {"predictor"}
+    annotations = service["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/deploymentMode"] == "RawDeployment"
+    predictor = service["spec"]["predictor"]
+    for field, kind in PREDICTOR_FIELDS.items():
+        assert isinstance(predictor.get(field, kind()), kind), field
+    assert 1 <= predictor["minReplicas"] <= predictor["maxReplicas"]
+    (container,) = predictor["containers"]
+    assert container["name"] == "kserve-container"  # the name KServe looks for
+    (port,) = container["ports"]
+    assert f"--port={port['containerPort']}" in container["args"]
+
+
+def test_nothing_is_served_that_has_not_been_checked(overlays: dict[str, list[Object]]) -> None:
+    (service,) = of_kind(overlays["serving"], "InferenceService")
+    (check,) = service["spec"]["predictor"]["initContainers"]
+    (server,) = service["spec"]["predictor"]["containers"]
+    assert "download_model" in check["args"][0]
+    for field in ("env", "envFrom", "image"):
+        assert check[field] == server[field]
+
+
+def test_the_check_ends_with_one_line_where_there_is_no_model(
+    overlays: dict[str, list[Object]], tmp_path: Path
+) -> None:
+    (service,) = of_kind(overlays["serving"], "InferenceService")
+    (check,) = service["spec"]["predictor"]["initContainers"]
+    uri = "http://127.0.0.1:9"
+    env = os.environ | environment(overlays["serving"], check) | {"MLFLOW_TRACKING_URI": uri}
+    done = subprocess.run(
+        [sys.executable, *check["command"][1:], *check["args"]],
+        env=env | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"vitdc: MLflow at {uri} cannot be used")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_model_is_reached_by_those_who_use_it_and_reaches_mlflow(
+    overlays: dict[str, list[Object]],
+) -> None:
+    objects, model, mlflow = overlays["serving"], *map(Pod.called, ("model", "mlflow"))
+    user = Pod("elsewhere", {"vitdc/uses-model": "true"})
+    for call in (
+        (model, mlflow, 5000),
+        (Pod("istio-system", {}), model, 8080),
+        (user, model, 8080),
+        (model, Pod("kube-system", {"k8s-app": "kube-dns"}), 53),
+    ):
+        assert allowed(objects, *call), call
+    for call in (
+        (Pod("elsewhere", {}), model, 8080),
+        (Pod("istio-system", {}), mlflow, 5000),
+        (user, mlflow, 5000),
+        (model, Pod.called("postgres"), 5432),
+        (model, Pod.called("s3"), 8333),
+        (model, user, 443),
+    ):
+        assert not allowed(objects, *call), call
 
 
 # ------------------------------------------------------------------------ namespaces and rights

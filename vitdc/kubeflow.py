@@ -87,6 +87,11 @@ def state(artifact: Artifact) -> RoundPaths:
     return RoundPaths.in_directory(Path(artifact.path))
 
 
+def next_round(before: Artifact) -> int:
+    """The number of the round that follows the one whose state `before` is."""
+    return Checkpoint.load(state(before).checkpoint).round + 1
+
+
 def scratch() -> Path | None:
     """Where unfinished training is kept: a volume that outlives the pod, if one is mounted."""
     directory = os.environ.get(SCRATCH_VARIABLE)
@@ -136,6 +141,15 @@ def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: A
     print(f"pipeline run {pipeline_run_id}: {state}")
 
 
+@contextmanager
+def watched(step: str, round: int, dataset: Path) -> Iterator[tracking.Tracker]:
+    """Tell MLflow what a training does while it goes on; see `tracking.watch_training`."""
+    with tracking.watch_training(os.environ.get(RUN_VARIABLE, "")) as tracker:
+        tracker.log_dataset(Dataset.load(dataset))
+        with tracker.timing(step, round):
+            yield tracker
+
+
 def record_round(record: str, history: Round, before: RoundPaths) -> None:
     """Tell MLflow the rounds so far, and the training and the clusters of the round before.
 
@@ -157,7 +171,12 @@ def record_round(record: str, history: Round, before: RoundPaths) -> None:
 
 
 def record_result(
-    record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, model_uri: str
+    record: str,
+    evaluation: Evaluation,
+    rounds: Iterable[RoundPaths],
+    *,
+    dataset: Path,
+    model_uri: str,
 ) -> None:
     """Tell MLflow everything about the finished run, and where Kubeflow keeps its model.
 
@@ -165,7 +184,7 @@ def record_result(
         TrainingError: MLflow does not take all of it; the task can be repeated.
     """
     with tracking.resume_record(record) as tracker:
-        tracking.log_evaluation(tracker, evaluation, rounds)
+        tracking.log_evaluation(tracker, evaluation, rounds, dataset=Dataset.load(dataset))
     if tracker.left:
         raise TrainingError(f"MLflow has not taken the whole result: {tracker.left} left")
     tracking.record_evaluated(record, model_uri=model_uri)

@@ -18,6 +18,7 @@ from vitdc import artifacts, steps
 from vitdc.artifacts import CONTINUE, Checkpoint, Clustering, Round, RoundPaths, RoundRow
 from vitdc.config import ClusteringConfig, ComputeConfig, ConvergenceConfig, JointConfig
 from vitdc.errors import InputError
+from vitdc.watching import NOBODY, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def refine(
     output: Path,
     scratch: Path | None = None,
     on_round: OnRound | None = None,
+    watcher: Watcher = NOBODY,
 ) -> Round:
     """Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the paper).
 
@@ -51,6 +53,7 @@ def refine(
         scratch: Directory for unfinished work; an interrupted run continues from it.
         on_round: Called after every round, round 0 included, with the rows so far and the
             checkpoint that ended it.
+        watcher: Hears of batches, epochs, clusterings and how long steps take.
     """
     if (found := Checkpoint.load(checkpoint).round) != 0:
         raise InputError(
@@ -64,16 +67,24 @@ def refine(
     }
     with _workplace(output, scratch and scratch / steps.scratch_key(made_by)) as work:
 
-        def embed_and_cluster(here: RoundPaths, previous: Path | None) -> None:
-            _once(
+        def once(step: Callable[..., object], number: int, *, output: Path, **inputs: Any) -> None:
+            """Run a step unless its artifact is there: artifacts appear whole or not at all."""
+            if not output.exists():
+                with watcher.timing(step.__name__, number):
+                    step(output=output, **inputs)
+
+        def embed_and_cluster(number: int, here: RoundPaths, previous: Path | None) -> None:
+            once(
                 steps.embed,
+                number,
                 dataset=dataset,
                 checkpoint=here.checkpoint,
                 compute=compute,
                 output=here.embeddings,
             )
-            _once(
+            once(
                 steps.cluster,
+                number,
                 dataset=dataset,
                 embeddings=here.embeddings,
                 previous=previous,
@@ -86,14 +97,15 @@ def refine(
         here = RoundPaths.in_directory(work / "00")
         if not here.checkpoint.exists():
             artifacts.copy(checkpoint, here.checkpoint)
-        embed_and_cluster(here, None)
+        embed_and_cluster(0, here, None)
         history = Round(rows=[RoundRow(round=0, verdict=CONTINUE)])
-        _report(history.rows, here, on_round)
+        _report(history.rows, here, on_round, watcher)
         while history.verdict == CONTINUE:
             number = history.current.round + 1
             before, here = here, RoundPaths.in_directory(work / f"{number:02d}")
-            _once(
+            once(
                 steps.retrain,
+                number,
                 dataset=dataset,
                 checkpoint=before.checkpoint,
                 clustering=before.clustering,
@@ -102,10 +114,12 @@ def refine(
                 seed=seed,
                 output=here.checkpoint,
                 scratch=work / "training" if scratch else None,
+                watcher=watcher,
             )
-            embed_and_cluster(here, before.clustering)
-            _once(
+            embed_and_cluster(number, here, before.clustering)
+            once(
                 steps.check,
+                number,
                 embeddings=here.embeddings,
                 clustering=before.clustering,
                 previous=round_path(before) if number > 1 else None,
@@ -114,7 +128,7 @@ def refine(
                 output=round_path(here),
             )
             history = Round.load(round_path(here))
-            _report(history.rows, here, on_round)
+            _report(history.rows, here, on_round, watcher)
     return history
 
 
@@ -147,15 +161,12 @@ def round_arguments(directories: list[Path]) -> dict[str, Any]:
     }
 
 
-def _once(step: Callable[..., object], *, output: Path, **inputs: object) -> None:
-    """Run a step unless its artifact is there: artifacts appear whole or not at all."""
-    if not output.exists():
-        step(output=output, **inputs)
-
-
-def _report(rows: list[RoundRow], here: RoundPaths, on_round: OnRound | None) -> None:
+def _report(
+    rows: list[RoundRow], here: RoundPaths, on_round: OnRound | None, watcher: Watcher
+) -> None:
+    scores = Clustering.load(here.clustering).scores
+    watcher.on_clustered(rows[-1].round, scores)
     if on_round is not None:
-        scores = Clustering.load(here.clustering).scores
         on_round([*rows[:-1], rows[-1].with_scores(scores)], Checkpoint.load(here.checkpoint))
 
 

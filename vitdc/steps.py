@@ -43,6 +43,7 @@ from vitdc.config import (
     TrainingConfig,
 )
 from vitdc.errors import InputError, TrainingError
+from vitdc.watching import NOBODY, Watcher
 
 if TYPE_CHECKING:
     from vitdc.evaluation import Findings
@@ -72,6 +73,7 @@ def pretrain(
     seed: int,
     output: Path,
     scratch: Path | None = None,
+    watcher: Watcher = NOBODY,
 ) -> Checkpoint:
     """Train the ViT on the labels (eq. 1-5); the result is round 0.
 
@@ -83,6 +85,7 @@ def pretrain(
         seed: Seed of the initial weights and of the training.
         output: Directory of the Checkpoint.
         scratch: Directory for the state after every epoch; an interrupted run continues from it.
+        watcher: Hears of batches and epochs.
     """
     from vitdc.model import build_model
     from vitdc.seeding import seeded
@@ -119,6 +122,7 @@ def pretrain(
             "pretrain", [dataset], model, pretraining, compute, seed=seed, **_weights_hash(model)
         ),
         scratch=scratch,
+        watcher=watcher,
     )
 
 
@@ -274,6 +278,7 @@ def retrain(
     seed: int,
     output: Path,
     scratch: Path | None = None,
+    watcher: Watcher = NOBODY,
 ) -> Checkpoint:
     """Train on with the joint loss (eq. 8), against the frozen clusters of the round before.
 
@@ -286,6 +291,7 @@ def retrain(
         seed: Seed of the training.
         output: Directory of the Checkpoint.
         scratch: Directory for the state after every epoch; an interrupted run continues from it.
+        watcher: Hears of batches and epochs.
     """
     from vitdc.model import load_model
     from vitdc.training import Anchors, TrainingData
@@ -310,6 +316,7 @@ def retrain(
         seed=seed,
         made_by=_made_by("retrain", inputs, joint, compute, seed=seed),
         scratch=scratch,
+        watcher=watcher,
     )
 
 
@@ -477,6 +484,7 @@ def _train(
     seed: int,
     made_by: dict[str, Any],
     scratch: Path | None,
+    watcher: Watcher,
 ) -> Checkpoint:
     """Train, write the Checkpoint, and clear the scratch that is no longer needed."""
     from dataclasses import replace
@@ -494,6 +502,7 @@ def _train(
             seed=seed,
             stream=(made_by["step"], description.round),
             scratch=state,
+            watcher=watcher,
         )
     replace(description, history=history).save(description.path, vit.state_dict(), made_by)
     if state:

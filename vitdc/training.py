@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from vitdc.errors import TrainingError
 from vitdc.losses import JointLoss, joint_loss, one_hot_targets
 from vitdc.model import DeepClusteringViT, images_to_tensor
 from vitdc.seeding import derive_seed, seeded
+from vitdc.watching import NOBODY, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def train(
     seed: int,
     stream: tuple[str, int],
     scratch: Path | None = None,
+    watcher: Watcher = NOBODY,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
 
@@ -128,6 +130,7 @@ def train(
         seed: The run's seed.
         stream: (step name, round), which name the random streams.
         scratch: Directory for the state after each epoch; continues from what is there.
+        watcher: Hears of batches and epochs.
 
     Returns:
         A row per epoch: "epoch", "loss", "cross_entropy", "clustering_loss" (means over the
@@ -141,10 +144,11 @@ def train(
     optimizer = _optimizer(model, config, device)
     usable = data.usable()
     steps_per_epoch = math.ceil(len(usable) / config.batch_size)
+    num_steps = config.epochs * steps_per_epoch
     history = _restore(scratch, model, optimizer)
     clock = Clock(device)
     progress = tqdm(
-        total=config.epochs * steps_per_epoch,
+        total=num_steps,
         initial=len(history) * steps_per_epoch,
         desc=_title(stream),
         unit="step",
@@ -153,6 +157,7 @@ def train(
     )
     with progress:
         for epoch in range(len(history), config.epochs):
+            epoch_start, images_before = time.perf_counter(), clock.images
             with seeded(seed, *stream, epoch):
                 order = _permutation(usable, derive_seed(seed, *stream, epoch, "order"))
                 losses = []  # per step: (3,) on the device
@@ -165,11 +170,17 @@ def train(
                     clock.images += len(batch.images)
                     if index % CHECK_EVERY == 0 or index + 1 == steps_per_epoch:
                         _check_finite(losses, stream, epoch, scratch)
-                        progress.set_postfix_str(clock.describe(losses[-1]), refresh=False)
+                        values = _values(losses[-1], rate)
+                        progress.set_postfix_str(clock.describe(values), refresh=False)
+                        speed = {"images_per_second": clock.images_per_second()}
+                        watcher.on_batch(stream[1], step + 1, values | speed, num_steps=num_steps)
                     progress.update()
             total, cross_entropy, clustering = torch.stack(losses).double().mean(dim=0).tolist()
             row = {"epoch": epoch + 1, "loss": total, "cross_entropy": cross_entropy}
             history.append({**row, "clustering_loss": clustering, "learning_rate": rate})
+            rate_of_images = (clock.images - images_before) / (time.perf_counter() - epoch_start)
+            ended = {**history[-1], "images_per_second": rate_of_images}
+            watcher.on_epoch(stream[1], ended, num_epochs=config.epochs)
             _keep(scratch, model, optimizer, history)
     model.cpu().eval()
     if throughput := clock.throughput():
@@ -181,6 +192,13 @@ def _title(stream: tuple[str, int]) -> str:
     """E.g. "pretrain" or "retrain, round 2"."""
     name, round_number = stream
     return f"{name}, round {round_number}" if round_number else name
+
+
+def _values(loss: Tensor, rate: float) -> dict[str, float]:
+    """The parts of a batch's loss, (3,), and the learning rate it was trained with."""
+    total, cross_entropy, clustering = loss.tolist()
+    parts = {"loss": total, "cross_entropy": cross_entropy, "clustering_loss": clustering}
+    return parts | {"learning_rate": rate}
 
 
 def _step(
@@ -311,9 +329,11 @@ class Clock:
     def __exit__(self, *error: object) -> None:
         self.compute_seconds += time.perf_counter() - self._entered
 
-    def describe(self, loss: Tensor) -> str:
-        rate = self.images / (time.perf_counter() - self.start)
-        return f"loss {loss[0].item():.4f}, {rate:.0f} images/s"
+    def images_per_second(self) -> float:
+        return self.images / (time.perf_counter() - self.start)
+
+    def describe(self, values: Mapping[str, float]) -> str:
+        return f"loss {values['loss']:.4f}, {self.images_per_second():.0f} images/s"
 
     def throughput(self) -> Throughput | None:
         """None where no image was trained on. On a GPU, compute only covers the launches."""

@@ -26,6 +26,12 @@ CHROMIUM_OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+# the page remembers: no chat, and menus for the training of models instead of language models
+MODEL_TRAINING = """
+    localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
+    localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+    localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+"""
 DATABASE_PASSWORD = "the database's own"  # noqa: S105
 
 
@@ -65,11 +71,13 @@ def tracking(
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "signs the forms of the login pages",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TMPDIR": str(scratch := folder / "scratch"),
         "AWS_ENDPOINT_URL": s3_server.endpoint_url,
         "AWS_ACCESS_KEY_ID": s3_server.access_key,
         "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    scratch.mkdir()
     arguments = ["--app-name=basic-auth", "--artifacts-destination=s3://mlflow"]
     dsn = psycopg.conninfo.make_conninfo(
         host=database["PGHOST"], port=database["PGPORT"], user=database["PGUSER"],
@@ -82,7 +90,7 @@ def tracking(
                 json=login._asdict(), auth=ADMIN, timeout=30,
             )  # fmt: skip
             made.raise_for_status()
-        yield Tracking(mlflow.server, mlflow.uri, dsn)
+        yield Tracking(mlflow.server, mlflow.uri, dsn, scratch)
 
 
 @pytest.fixture
@@ -118,6 +126,7 @@ def page(tracking: Tracking, browser: Browser) -> Iterator[Page]:
         http_credentials={"username": username, "password": password},
         viewport={"width": 1440, "height": 900},
     )
+    context.add_init_script(MODEL_TRAINING)
     context.set_default_timeout(60_000)
     page = context.new_page()
     yield page

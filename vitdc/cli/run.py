@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vitdc.cli.options import PARAMS_OPTIONS
-from vitdc.cli.steps import evaluate, execute, refine
+from vitdc.cli.steps import evaluate, execute, pretrain, refine
 
 
 @click.command("run", params=[*PARAMS_OPTIONS])
@@ -32,7 +32,7 @@ def command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> None
     scratch = output / "scratch"
     training = {"dataset": dataset, "scratch": scratch}
     execute(steps.prepare, params, {"output": dataset})
-    execute(steps.pretrain, params, {**training, "output": pretrained})
+    pretrain(steps.pretrain, params, {**training, "output": pretrained})
     refine(loop.refine, params, {**training, "checkpoint": pretrained, "output": rounds})
     evaluate(
         steps.evaluate,

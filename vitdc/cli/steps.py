@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -17,11 +17,12 @@ import click
 from vitdc.cli.options import PARAMS_OPTIONS
 
 if TYPE_CHECKING:
-    from vitdc.artifacts import Checkpoint, RoundRow
+    from vitdc.artifacts import Checkpoint, Dataset, RoundRow
     from vitdc.config import Params
     from vitdc.tracking import Tracker
 
 ROUND_OPTIONS = ("initial", "previous", "last", "round")
+NOT_OPTIONS = ("return", "on_round", "watcher")
 
 
 def step_command(name: str) -> click.Command:
@@ -30,7 +31,7 @@ def step_command(name: str) -> click.Command:
     from vitdc.config import Section
 
     function: Callable[..., Any] = loop.refine if name == "refine" else getattr(steps, name)
-    hints = {k: v for k, v in get_type_hints(function).items() if k not in ("return", "on_round")}
+    hints = {k: v for k, v in get_type_hints(function).items() if k not in NOT_OPTIONS}
     sections = [k for k, v in hints.items() if isinstance(v, type) and issubclass(v, Section)]
     description, arguments = parse_docstring(function)
     paths = [key for key in hints if key not in sections and key != "seed"]
@@ -42,7 +43,7 @@ def step_command(name: str) -> click.Command:
         from vitdc.config import Params
 
         params = Params.load(params_file, overrides)
-        perform = {"refine": refine, "evaluate": evaluate}.get(name, execute)
+        perform = {"pretrain": pretrain, "refine": refine, "evaluate": evaluate}.get(name, execute)
         perform(function, params, paths)
 
     used = ", ".join(f"`{section}`" for section in sections)
@@ -119,11 +120,22 @@ def execute(function: Callable[..., Any], params: Params, paths: dict[str, Any])
     click.echo(summary.describe(function(**_arguments(function, params, paths))))
 
 
+def pretrain(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
+    """Run the initial training and record it while it goes on."""
+    from vitdc import summary
+
+    with _recording(params, paths["dataset"]) as (tracker, _):
+        with tracker.timing("pretrain"):
+            made = function(**_arguments(function, params, paths), watcher=tracker)
+        tracker.log_history(made.round, made.history)
+    click.echo(summary.describe(made))
+
+
 def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
     """Run the rounds; print and record each as it ends."""
     from vitdc import summary
 
-    with _tracker(params, paths["dataset"]) as tracker:
+    with _recording(params, paths["dataset"]) as (tracker, _):
         table = summary.RoundTable(click.echo)
 
         def on_round(rows: list[RoundRow], checkpoint: Checkpoint) -> None:
@@ -131,7 +143,9 @@ def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) 
             tracker.log_rounds(rows)
             tracker.log_history(checkpoint.round, checkpoint.history)
 
-        history = function(**_arguments(function, params, paths), on_round=on_round)
+        history = function(
+            **_arguments(function, params, paths), on_round=on_round, watcher=tracker
+        )
     click.echo(summary.describe_verdict(history))
 
 
@@ -154,20 +168,25 @@ def evaluate(function: Callable[..., Any], params: Params, paths: dict[str, Any]
         recorded = [RoundPaths.in_directory(directory) for directory in directories]
     else:
         recorded = [paths[key] for key in ROUNDS_OF_EVALUATE]
-    with _tracker(params, paths["dataset"]) as tracker:
-        evaluation = function(**_arguments(function, params, paths))
-        log_evaluation(tracker, evaluation, recorded)
+    with _recording(params, paths["dataset"]) as (tracker, dataset):
+        with tracker.timing("evaluate"):
+            evaluation = function(**_arguments(function, params, paths))
+        log_evaluation(tracker, evaluation, recorded, dataset=dataset)
     click.echo(summary.describe(evaluation))
 
 
-def _tracker(params: Params, dataset: Path) -> AbstractContextManager[Tracker]:
+@contextmanager
+def _recording(params: Params, dataset: Path) -> Iterator[tuple[Tracker, Dataset]]:
+    """The tracker of the run that the parameters and the data stand for."""
     from vitdc.artifacts import Dataset
     from vitdc.tracking import open_tracker
 
     images = Dataset.load(dataset)
-    return open_tracker(
+    with open_tracker(
         params,
         dataset_name=images.name,
         content_hash=images.content_hash,
         origin=images.origin,
-    )
+    ) as tracker:
+        tracker.log_dataset(images)
+        yield tracker, images

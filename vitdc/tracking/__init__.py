@@ -28,6 +28,7 @@ waiting         what earlier processes could not deliver
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
 registry        registered models: names, versions, aliases
+packaging       a model directory as an MLflow model
 promotion       which version is the champion, and why
 download        a model of MLflow as a directory on this machine
 pyfunc          a model as `mlflow models serve` loads it
@@ -36,13 +37,16 @@ pyfunc          a model as `mlflow models serve` loads it
 from vitdc.tracking.download import download_model
 from vitdc.tracking.naming import Point
 from vitdc.tracking.pipeline_runs import (
+    RECORD_VARIABLE,
     end_record,
     find_model,
     record_evaluated,
     resume_record,
     start_record,
+    watch_training,
 )
 from vitdc.tracking.promotion import Decision, promote
+from vitdc.tracking.provenance import IMAGE_VARIABLE
 from vitdc.tracking.tracker import (
     MlflowTracker,
     NullTracker,
@@ -52,6 +56,8 @@ from vitdc.tracking.tracker import (
 )
 
 __all__ = [
+    "IMAGE_VARIABLE",
+    "RECORD_VARIABLE",
     "Decision",
     "MlflowTracker",
     "NullTracker",
@@ -66,4 +72,5 @@ __all__ = [
     "record_evaluated",
     "resume_record",
     "start_record",
+    "watch_training",
 ]

@@ -20,7 +20,8 @@ import yaml
 from vitdc import artifacts
 from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.errors import InputError
-from vitdc.tracking.registry import LOADER_MODULE, StoredModel, locate, model_digest
+from vitdc.tracking.packaging import LOADER_MODULE, MODEL_PARTS
+from vitdc.tracking.registry import DIGEST_TAG, StoredModel, locate, model_digest
 from vitdc.tracking.store import open_store
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ def download_model(uri: str) -> Path:
 
 
 def fetch(client: MlflowClient, stored: StoredModel, uri: str) -> Path:
-    """Fetch what `locate` found; `uri` is how it is called in messages."""
+    """Fetch what `locate` found, or find it in the cache; `uri` is its name in messages.
+
+    The cache is asked by the digest that the model is tagged with: what is there has been checked,
+    whatever else MLflow may hold under that tag. Without a digest the files are always fetched.
+    """
     if re.fullmatch("[0-9a-f]{64}", stored.digest):
         cached = cache_directory() / stored.digest
         if _is_intact(cached, stored.digest):
@@ -68,6 +73,11 @@ def fetch(client: MlflowClient, stored: StoredModel, uri: str) -> Path:
         data = _check_description(_download(repository, "MLmodel", partial), uri)
         fetched = _download(repository, data, partial)
         _check_model(fetched, uri)
+        if stored.digest and model_digest(fetched) != stored.digest:
+            raise InputError(
+                f"{uri}: holds another model than the one that was registered (its tag"
+                f" {DIGEST_TAG} is not the digest of its files); register the model again"
+            )
         return _keep(fetched, partial)
 
 
@@ -136,7 +146,7 @@ def _check_model(directory: Path, uri: str) -> None:
     try:
         Checkpoint.load(directory / "checkpoint")
         Clustering.load(directory / "clustering")
-        for part in ("checkpoint", "clustering"):
+        for part in MODEL_PARTS:
             artifacts.verify(directory / part)
     except InputError as error:  # say where it really lies
         raise InputError(str(error).replace(str(directory), uri)) from None

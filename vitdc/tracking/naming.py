@@ -24,7 +24,8 @@ FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
 REGISTERED_TAG = "vitdc.registered_model"
 MODEL_TAG = "vitdc.model_uri"
-ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
+DATA_TAG = "vitdc.data."  # and name, sha256, or what is known of its origin, e.g. commit
+DVC_TAG = "vitdc.dvc."  # and what DVC knows by the hash: dataset or model
 
 _MAX_VALUE = 500  # characters that old servers take
 
@@ -73,16 +74,28 @@ def history_points(round: int, history: Sequence[Mapping[str, float | None]]) ->
 
     Every round trains for as many epochs as this one.
     """
-    prefix = "joint" if round else "pretraining"
-    offset = max(round - 1, 0) * len(history)
     points: Points = {}
     for row in history:
-        step = offset + int(row["epoch"] or 0)
-        values = {name: value for name, value in row.items() if name != "epoch"}
-        points |= {
-            Point(f"{prefix}/{n}", step): float(v) for n, v in values.items() if v is not None
-        }
+        points |= epoch_points(round, row, num_epochs=len(history))
     return points
+
+
+def epoch_points(round: int, row: Mapping[str, float | None], *, num_epochs: int) -> Points:
+    """One epoch of the training that leads to `round`; `num_epochs` is that of every round."""
+    step = max(round - 1, 0) * num_epochs + int(row["epoch"] or 0)
+    values = {name: value for name, value in row.items() if name != "epoch"}
+    prefix = _training(round)
+    return {Point(f"{prefix}/{n}", step): float(v) for n, v in values.items() if v is not None}
+
+
+def batch_points(round: int, step: int, values: Mapping[str, float], *, num_steps: int) -> Points:
+    """Some batches as `pretraining_batches/...` or `joint_batches/...`, steps in a row as above."""
+    step += max(round - 1, 0) * num_steps
+    return {Point(f"{_training(round)}_batches/{n}", step): v for n, v in values.items()}
+
+
+def _training(round: int) -> str:
+    return "joint" if round else "pretraining"
 
 
 def result_points(metrics: Mapping[str, Any]) -> tuple[Points, dict[str, str]]:

@@ -178,8 +178,9 @@ def _decide(
 
 
 def _fetch(client: MlflowClient, version: ModelVersion) -> Path:
+    """The files that MLflow really holds, not those of the cache: others will load them."""
     uri = _uri(version)
-    return fetch(client, locate(client, uri), uri)
+    return fetch(client, locate(client, uri)._replace(digest=""), uri)
 
 
 def _uri(version: ModelVersion) -> str:

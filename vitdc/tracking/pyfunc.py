@@ -1,6 +1,6 @@
 """A model as MLflow loads it: `mlflow models serve` and `mlflow.pyfunc.load_model`.
 
-Its name stands in every model that has been logged (`registry.LOADER_MODULE`), so it stays.
+Its name stands in every model that has been logged (`packaging.LOADER_MODULE`), so it stays.
 """
 
 from __future__ import annotations

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 import os
-import subprocess
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdc import __version__
 from vitdc.config import Params
 from vitdc.errors import InputError
 from vitdc.tracking.naming import (
+    DATA_TAG,
     FAILURE_TAG,
     IDENTITY_TAG,
-    ORIGIN_TAG,
     REGISTERED_TAG,
     SUPERSEDES_TAG,
     SYSTEM,
@@ -28,6 +23,7 @@ from vitdc.tracking.naming import (
     run_name,
     run_params,
 )
+from vitdc.tracking.provenance import code_tags
 from vitdc.tracking.registry import Scores, register_model, registered_name
 from vitdc.tracking.store import (
     Trouble,
@@ -117,12 +113,7 @@ class RunRecord:
         return bool(self._run.info.status == "FINISHED")
 
     @property
-    def started(self) -> float:
-        """When the run was made, in seconds since 1970."""
-        return float(self._run.info.start_time) / 1000
-
-    @property
-    def about(self) -> dict[str, str]:
+    def about(self) -> dict[str, Any]:
         """What the journal of the run says about it."""
         return {
             "run_id": self.run_id,
@@ -130,6 +121,7 @@ class RunRecord:
             "identity": self._description.identity,
             "registered_model": self._description.registered_model,
             "uri": store_name(),
+            "started": self._run.info.start_time / 1000,
         }
 
     # --- delivery --------------------------------------------------------------------------------
@@ -157,6 +149,10 @@ class RunRecord:
                 self.tag(entry["tags"])
             case "finish":
                 self.finish(points, complete=entry["complete"], tags=entry["tags"])
+            case "dataset":
+                self.use(entry["dataset"])
+            case "describe":
+                self.describe(entry["text"])
             case "fail":
                 self.fail(entry["reason"])
             case "file":
@@ -249,6 +245,25 @@ class RunRecord:
             self._client.set_terminated(self.run_id, "FINISHED")
             self._run = self._client.get_run(self.run_id)
 
+    def use(self, dataset: Mapping[str, str]) -> None:
+        """Record which data the run works on; the fields are those of MLflow's own `Dataset`."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        context = InputTag(MLFLOW_DATASET_CONTEXT, "training and test")
+        self._client.log_inputs(self.run_id, [DatasetInput(Dataset(**dataset), [context])])
+
+    def describe(self, text: str) -> None:
+        """Record what the UI shows as the description, unless a person has written another.
+
+        RUN_ID in the text stands for the id of the run.
+        """
+        from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+        there = self._client.get_run(self.run_id).data.tags.get(MLFLOW_RUN_NOTE, "")
+        if not there or there.startswith(text.partition(" ")[0]):
+            self.tag({MLFLOW_RUN_NOTE: text.replace("RUN_ID", self.run_id)})
+
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
         for key, value in tags.items():
@@ -296,6 +311,8 @@ class RunRecord:
             newer = _create_run(self._client, old.experiment_id, self._description, tags)
         if old.lifecycle_stage != "deleted":
             self._client.delete_run(old.run_id)
+        inputs = self._client.get_run(old.run_id).inputs
+        self._client.log_inputs(newer.info.run_id, inputs.dataset_inputs if inputs else [])
         self._run = newer
         self._histories = {}
         self._unwritten = dict(self._told)
@@ -307,12 +324,12 @@ class RunRecord:
 
 
 def find_run(
-    client: MlflowClient, experiment_id: str, tag: str, value: str | None = None
+    client: MlflowClient, experiments: str | Sequence[str], tag: str, value: str | None = None
 ) -> Run | None:
-    """The newest run of the experiment that has the tag, with the value or with any."""
+    """The newest run of one or several experiments that has the tag, with the value or with any."""
     wanted = f"= '{value}'" if value else "LIKE '%'"
     runs = client.search_runs(
-        [experiment_id],
+        [experiments] if isinstance(experiments, str) else list(experiments),
         filter_string=f"tags.`{tag}` {wanted}",
         order_by=["attributes.start_time DESC"],
         max_results=1,
@@ -336,21 +353,15 @@ def _create_run(
     about: RunDescription,
     extra_tags: Mapping[str, str] | None = None,
 ) -> Run:
-    from mlflow.entities import Dataset, DatasetInput
-
     tags = {**_run_tags(about), **(extra_tags or {})}
-    run = client.create_run(experiment_id, tags=tags, run_name=about.name)
-    if about.content_hash:
-        source = json.dumps({"sha256": about.content_hash, **about.origin})
-        dataset = Dataset(about.dataset_name, about.content_hash[:16], "vitdc", source)
-        client.log_inputs(run.info.run_id, [DatasetInput(dataset)])
-    return run
+    return client.create_run(experiment_id, tags=tags, run_name=about.name)
 
 
 def _run_tags(about: RunDescription) -> dict[str, str]:
-    origin = {f"{ORIGIN_TAG}{key}": value for key, value in about.origin.items()}
-    known = {IDENTITY_TAG: about.identity, REGISTERED_TAG: about.registered_model}
-    return {**known, **origin, **_provenance()}
+    data = {"name": about.dataset_name, "sha256": about.content_hash, **about.origin}
+    known = {f"{DATA_TAG}{key}": value for key, value in data.items() if value}
+    known |= {"vitdc.seed": about.params.get("seed", ""), REGISTERED_TAG: about.registered_model}
+    return {IDENTITY_TAG: about.identity, **known, **code_tags()}
 
 
 def describe_run(
@@ -369,30 +380,17 @@ def describe_run(
 
 def _description_of(run: Run) -> RunDescription:
     """What a recorded run is, read back from its record."""
-    datasets = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
-    source = json.loads(datasets[0].source) if datasets else {}
+    tags = run.data.tags
+    data = {k.removeprefix(DATA_TAG): v for k, v in tags.items() if k.startswith(DATA_TAG)}
     return RunDescription(
-        identity=run.data.tags.get(IDENTITY_TAG, ""),
+        identity=tags.get(IDENTITY_TAG, ""),
         name=run.info.run_name,
         params=dict(run.data.params),
-        dataset_name=datasets[0].name if datasets else "",
-        content_hash=source.pop("sha256", ""),
-        origin=source,
-        registered_model=run.data.tags.get(REGISTERED_TAG, ""),
+        dataset_name=data.pop("name", ""),
+        content_hash=data.pop("sha256", ""),
+        origin=data,
+        registered_model=tags.get(REGISTERED_TAG, ""),
     )
-
-
-def _provenance() -> dict[str, str]:
-    """Tags that say who and what made the run, under MLflow's own names where it has them."""
-    tags = {"vitdc.version": __version__, "mlflow.source.name": "vitdc"}
-    with suppress(KeyError, OSError, ImportError):  # a container's user without a name
-        tags["mlflow.user"] = getpass.getuser()
-    with suppress(OSError, subprocess.SubprocessError):  # no git, or not a repository
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
-    return tags
 
 
 def open_record(params: Params, description: RunDescription) -> RunRecord:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitdc import __version__, artifacts, environment
-from vitdc.artifacts import Checkpoint
-from vitdc.config import ComputeConfig, TrackingConfig
-from vitdc.errors import InputError
+from vitdc import artifacts, environment
+from vitdc.config import TrackingConfig
+from vitdc.errors import InputError, TrainingError
+from vitdc.tracking.packaging import MODEL_PARTS, write_mlflow_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.models import ModelSignature
 
-LOADER_MODULE = "vitdc.tracking.pyfunc"
-MODEL_PARTS = ("checkpoint", "clustering")
 DIGEST_TAG = "vitdc.model_digest"
 TEST_DATA_TAG = "vitdc.test_data"
 
@@ -179,14 +175,26 @@ def _model_of_run(client: MlflowClient, run_id: str) -> StoredModel:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise InputError(f"{run_id}: MLflow has no run of this id") from None
-    models = run.outputs.model_outputs if run.outputs else []
-    found = [client.get_logged_model(model.model_id) for model in models]
-    ready = [model for model in found if model.status == "READY"]
+    ready = [model for model in _logged_models(client, run) if model.status == "READY"]
     if not ready:
         raise InputError(
             f"{run_id}: the run has no model; `vitdc evaluate` logs it at the end of a run"
         )
     return _stored(max(ready, key=lambda model: model.creation_timestamp))
+
+
+def _logged_models(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """What a run has logged, without what was deleted since."""
+    from mlflow.exceptions import MlflowException
+
+    found = []
+    for output in run.outputs.model_outputs if run.outputs else []:
+        try:
+            found.append(client.get_logged_model(output.model_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return found
 
 
 def _logged_model(client: MlflowClient, model_id: str) -> StoredModel:
@@ -243,21 +251,43 @@ def register_model(
 
     Returns:
         The version, which is an older one if the same model has been registered before.
+
+    Raises:
+        TrainingError: The name belongs to another user of MLflow.
     """
     digest = model_digest(directory)
     model = _log_model(client, run_id, directory, digest=digest, name=name)
     for version in versions_of(client, name):
         if version.tags.get(DIGEST_TAG) == digest:
             return version
-    _make_registered_model(client, name)
-    return client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=run_id,
-        model_id=model.model_id,
-        tags=_version_tags(scores, digest),
-        description=_describe(scores),
-    )
+    with _naming_a_way_out(name):
+        _make_registered_model(client, name)
+        # MLflow looks the source up in the store of its environment, not in that of the client
+        with environment.defaults({"MLFLOW_TRACKING_URI": client.tracking_uri}):
+            return client.create_model_version(
+                name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags=_version_tags(scores, digest),
+                description=_describe(scores),
+            )
+
+
+@contextmanager
+def _naming_a_way_out(name: str) -> Iterator[None]:
+    """Say what to do where a name belongs to another user of MLflow; the run itself is fine."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.get_http_status_code() != 403:  # type: ignore[no-untyped-call]
+            raise
+        raise TrainingError(
+            f"you may not add versions to the registered model {name}; choose another name by"
+            " tracking.registered_model, or ask for the permission EDIT"
+        ) from error
 
 
 def _log_model(
@@ -266,8 +296,7 @@ def _log_model(
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
-    outputs = run.outputs.model_outputs if run.outputs else []
-    known = [client.get_logged_model(output.model_id) for output in outputs]
+    known = _logged_models(client, run)
     same = [model for model in known if model.tags.get(DIGEST_TAG) == digest]
     if same:
         model = same[0]
@@ -283,66 +312,18 @@ def _log_model(
 
 
 def _upload(client: MlflowClient, model: LoggedModel, directory: Path) -> None:
-    """Write the files of an MLflow model around the model directory, and upload them."""
-    import mlflow.pyfunc
     from mlflow.models import Model
 
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        environment.defaults({"MLFLOW_UV_AUTO_DETECT": "false"}),
-    ):
-        path = Path(temporary, "model")
-        mlflow.pyfunc.save_model(
-            path,
-            loader_module=LOADER_MODULE,
-            data_path=str(directory),
-            mlflow_model=Model(
-                artifact_path=model.artifact_location,
-                model_uuid=model.model_id,
-                model_id=model.model_id,
-                run_id=model.source_run_id,
-            ),
-            signature=_signature(),
-            input_example=_input_example(directory),
-            model_config=ComputeConfig().model_dump(mode="json"),
-            pip_requirements=[f"vitdc=={__version__}"],
-        )
-        client.log_model_artifacts(model.model_id, str(path))
-
-
-def _signature() -> ModelSignature:
-    """An image in, a row of an answer out.
-
-    The type of an image is `any`: no other type of MLflow lets a column hold base64 text in one row
-    and pixels in the next. `vitdc.serving` checks what it gets.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
-
-    outputs = Schema(
-        [
-            ColSpec(DataType.long, "cluster"),
-            ColSpec(DataType.float, "distance"),
-            ColSpec(DataType.float, "second_distance", required=False),  # of one cluster: none
-            ColSpec(DataType.float, "margin"),
-            ColSpec(DataType.boolean, "unsure"),
-        ]
+    description = Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
     )
-    image = ColSpec(AnyType(), "image")  # type: ignore[no-untyped-call]
-    return ModelSignature(Schema([image]), outputs)
-
-
-def _input_example(directory: Path) -> dict[str, list[str]]:
-    """A PNG in the size of the model, plain in the mean colour of its training images."""
-    import numpy as np
-    from PIL import Image
-
-    checkpoint = Checkpoint.load(directory / "checkpoint")
-    pixels = np.empty(checkpoint.image_shape, np.uint8)
-    pixels[:] = np.round(np.array(checkpoint.mean) * 255)
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return {"image": [base64.b64encode(file.getvalue()).decode()]}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "model")
+        write_mlflow_model(directory, path, description)
+        client.log_model_artifacts(model.model_id, str(path))
 
 
 def _make_registered_model(client: MlflowClient, name: str) -> None:

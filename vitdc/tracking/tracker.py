@@ -13,6 +13,7 @@ from vitdc.artifacts import (
     Checkpoint,
     Clustering,
     ClusteringScores,
+    Dataset,
     Evaluation,
     RoundPaths,
     RoundRow,
@@ -20,9 +21,16 @@ from vitdc.artifacts import (
 from vitdc.config import Params
 from vitdc.errors import InputError, one_line
 from vitdc.tracking import journal
+from vitdc.tracking.describing import dataset_fields, describe_result
+from vitdc.tracking.monitor import SystemMonitor
 from vitdc.tracking.naming import (
+    DVC_TAG,
     ROUND_METRICS,
+    SYSTEM,
+    Point,
     Points,
+    batch_points,
+    epoch_points,
     history_points,
     result_points,
     round_points,
@@ -30,15 +38,19 @@ from vitdc.tracking.naming import (
     score_points,
 )
 from vitdc.tracking.outbox import Outbox, Waiting, outbox_directory
+from vitdc.tracking.provenance import dvc_hash
 from vitdc.tracking.record import RunRecord, describe_run, open_record
 from vitdc.tracking.store import Trouble, open_store, reason_of, store_name, trouble
+from vitdc.watching import Watcher
 
+BATCH_INTERVAL = 2.0  # seconds between batches that are told
+MEASURED = ("images_per_second",)  # of an epoch; the rest of it is a result
 RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 
 _logger = logging.getLogger(__name__)
 
 
-class Tracker:
+class Tracker(Watcher):
     """What a runner tells about one run while it works and when it is done; records nothing.
 
     Attributes:
@@ -52,6 +64,9 @@ class Tracker:
 
     def log_scores(self, round: int, scores: ClusteringScores) -> None:
         """Record how good the clustering that ends a round is."""
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Record the data that the run works on."""
 
     def log_history(self, round: int, history: Sequence[Mapping[str, float | None]]) -> None:
         """Record the epochs of the training that led to `round` (`Checkpoint.history`)."""
@@ -69,6 +84,12 @@ class Tracker:
 
     def log_model(self, evaluation: Evaluation) -> None:
         """Register the model of the finished run, unless `tracking.registered_model` is false."""
+
+    def log_description(self, evaluation: Evaluation) -> None:
+        """Record the scores and the rounds as what a person reads first about the run."""
+
+    def log_hash(self, name: str, directory: Path) -> None:
+        """Record DVC's hash of the `dataset` or the `model`."""
 
     def failed(self, reason: str) -> None:
         """Record that the run ended badly."""
@@ -140,8 +161,8 @@ def _open(
         if about is None or trouble(error) is not Trouble.OUTAGE:
             raise
         _logger.warning("%s; going on, since an earlier step could record", one_line(error))
-        return MlflowTracker.resume(about)
-    return MlflowTracker(record)
+        return MlflowTracker(about)
+    return MlflowTracker.of(record)
 
 
 def _left_by_others(identity: str) -> dict[str, Any] | None:
@@ -154,37 +175,72 @@ def _left_by_others(identity: str) -> dict[str, Any] | None:
     return None
 
 
-def log_evaluation(tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths]) -> None:
+def log_evaluation(
+    tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, dataset: Dataset
+) -> None:
     """Record a finished run with its model, and the training and clusters of every round."""
+    tracker.log_dataset(dataset)
     for paths in rounds:
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
         tracker.log_scores(trained.round, Clustering.load(paths.clustering).scores)
     tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracker.log_description(evaluation)
+    tracker.log_hash("dataset", dataset.path)
+    tracker.log_hash("model", evaluation.path / "model")
     tracker.log_model(evaluation)
 
 
 class MlflowTracker(Tracker):
-    """Gives the values of a run their MLflow names and puts them into the outbox."""
+    """Gives the values of a run their MLflow names and puts them into the outbox.
 
-    def __init__(self, record: RunRecord) -> None:
-        self._record: RunRecord | None = record
-        self._outbox = Outbox(record.about, lambda: record)
-        self._registered_model = record.about["registered_model"]
+    Args:
+        about: Which run of which store; see `RunRecord.about`.
+        record: The run, or None if its store cannot be reached now.
+    """
+
+    def __init__(self, about: Mapping[str, Any], record: RunRecord | None = None) -> None:
+        self._about = about
+        self._record = record
+        self._outbox = Outbox(about, lambda: record or connect(about))
+        self._next_batch = 0.0
+        self._monitor: SystemMonitor | None = None
+        if not (record and record.finished):
+            self._monitor = SystemMonitor(self._log_system)
 
     @classmethod
-    def resume(cls, about: Mapping[str, Any]) -> MlflowTracker:
-        """Go on with a run whose store cannot be reached now."""
-        tracker = cls.__new__(cls)
-        tracker._record = None
-        tracker._outbox = Outbox(about, lambda: connect(about))
-        tracker._registered_model = str(about.get("registered_model", ""))
-        return tracker
+    def of(cls, record: RunRecord) -> MlflowTracker:
+        """Of a run whose store has just been reached."""
+        return cls(record.about, record)
 
     @property
     def run_id(self) -> str:
         """Id of the MLflow run."""
-        return self._record.run_id if self._record else self._outbox.folder.name
+        return self._record.run_id if self._record else str(self._about["run_id"])
+
+    def on_batch(
+        self, round: int, step: int, values: Mapping[str, float], *, num_steps: int
+    ) -> None:
+        if time.monotonic() >= self._next_batch:
+            self._next_batch = time.monotonic() + BATCH_INTERVAL
+            self._tell(batch_points(round, step, values, num_steps=num_steps), results=False)
+
+    def on_epoch(self, round: int, row: Mapping[str, float], *, num_epochs: int) -> None:
+        speed = {name: row[name] for name in ("epoch", *MEASURED)}
+        results = {name: value for name, value in row.items() if name not in MEASURED}
+        self._tell(epoch_points(round, results, num_epochs=num_epochs))
+        self._tell(epoch_points(round, speed, num_epochs=num_epochs), results=False)
+
+    def on_clustered(self, round: int, scores: ClusteringScores) -> None:
+        self.log_scores(round, scores)
+
+    def on_step(self, name: str, round: int, seconds: float) -> None:
+        self._tell({Point(f"seconds/{name}", round): seconds}, results=False)
+
+    def _log_system(self, values: Mapping[str, float]) -> None:
+        seconds = int(time.time() - self._about["started"])
+        points = {Point(f"{SYSTEM}{name}", seconds): value for name, value in values.items()}
+        self._tell(points, results=False)
 
     def log_rounds(self, rows: Sequence[RoundRow]) -> None:
         self._tell(round_points(rows))
@@ -207,7 +263,7 @@ class MlflowTracker(Tracker):
                 self._outbox.tell("file", keep=file, folder="" if folder == "." else folder)
 
     def log_model(self, evaluation: Evaluation) -> None:
-        if name := self._registered_model:
+        if name := self._about.get("registered_model"):
             self._outbox.tell(
                 "model",
                 keep=evaluation.path / "model",
@@ -216,14 +272,32 @@ class MlflowTracker(Tracker):
                 test_data=evaluation.test_data,
             )
 
+    def log_dataset(self, dataset: Dataset) -> None:
+        self._outbox.tell("dataset", dataset=dataset_fields(dataset))
+
+    def log_description(self, evaluation: Evaluation) -> None:
+        self._outbox.tell("describe", text=describe_result(evaluation))
+
+    def log_hash(self, name: str, directory: Path) -> None:
+        try:
+            self._outbox.tell("tags", tags={f"{DVC_TAG}{name}": dvc_hash(directory)})
+        except Exception as error:  # a DVC repository that is broken is not this run's business
+            _logger.warning("DVC cannot say its hash of %s: %s", directory, one_line(error))
+
     def failed(self, reason: str) -> None:
+        self._stop_monitor()
         self._outbox.tell("fail", reason=reason)
 
     def flush(self, patience: float | None = None) -> Waiting | None:
         return self._outbox.flush(patience) or None
 
     def close(self) -> None:
+        self._stop_monitor()
         self.left = self._outbox.close() or None
+
+    def _stop_monitor(self) -> None:
+        if self._monitor:
+            self._monitor.stop()
 
     def _tell(self, points: Points, *, results: bool = True) -> None:
         if points:

@@ -1,0 +1,248 @@
+"""What the real stack has in the end, whatever went down in between."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import servers
+import toys
+from stack import Tracking, run_vitdc, start_vitdc, write_params
+
+from vitdc.artifacts import RoundRow
+from vitdc.config import Params
+from vitdc.tracking import open_tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+NUM_PARALLEL = 10
+BIG = 100 * 2**20  # bytes
+
+
+def experiment(name: str) -> tuple[str, str]:
+    """The option that records under this name."""
+    return ("-S", f"tracking.experiment={name}")
+
+
+def run_ids(tracking: Tracking, name: str) -> list[str]:
+    found = tracking.query(
+        "SELECT run_uuid FROM runs JOIN experiments USING (experiment_id)"
+        " WHERE experiments.name = %s AND runs.lifecycle_stage = 'active'",
+        name,
+    )
+    return [run_id for (run_id,) in found]
+
+
+def only_run(tracking: Tracking, name: str) -> str:
+    (run_id,) = run_ids(tracking, name)
+    return run_id
+
+
+def status(tracking: Tracking, run_id: str) -> str:
+    ((found,),) = tracking.query("SELECT status FROM runs WHERE run_uuid = %s", run_id)
+    return str(found)
+
+
+def told(tracking: Tracking, run_id: str) -> list[tuple[str, int, float]]:
+    """The rows of a run's metrics, without what is measured by the clock."""
+    clocked = ("system/", "time/", "timing/")
+    return [point for point in tracking.points(run_id) if not point[0].startswith(clocked)]
+
+
+def rounds_of(results: Path) -> dict[tuple[str, int], float]:
+    """Every value of rounds.csv by metric and step: what MLflow must have, once."""
+    with (results / "rounds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in RoundRow.header() if name not in ("round", "verdict")]
+    return {(n, int(row["round"])): float(row[n]) for row in rows for n in names if row[n]}
+
+
+def assert_complete(tracking: Tracking, run_id: str, results: Path) -> None:
+    """Every metric of every step is there once, with its value, and the run has ended well."""
+    points = told(tracking, run_id)
+    times = Counter((key, step) for key, step, _ in points)
+    assert {place: count for place, count in times.items() if count > 1} == {}
+    values = {(key, step): value for key, step, value in points}
+    expected = rounds_of(results)
+    assert expected == pytest.approx({place: values.get(place) for place in expected})
+    params = toys.SMALL_PARAMS
+    epochs = params["pretraining"]["epochs"]
+    steps = [step for key, step, _ in points if key == "pretraining/loss"]
+    assert steps == list(range(1, epochs + 1))
+    rounds = max(step for _, step in expected)
+    steps = [step for key, step, _ in points if key == "joint/loss"]
+    assert steps == list(range(1, rounds * params["joint"]["epochs"] + 1))
+    assert status(tracking, run_id) == "FINISHED"
+
+
+def wait_until(condition: Callable[[], Any], process: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_server_that_is_killed_during_a_run_and_comes_back_has_everything_once(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    write_params(tmp_path)
+    env = tracking.environment()
+    options = ["-S", "convergence.max_rounds=6", *experiment("killed")]
+    process = start_vitdc("run", "--output", "out", *options, folder=tmp_path, env=env)
+    wait_until(lambda: any(tracking.points(each) for each in run_ids(tracking, "killed")), process)
+    tracking.server.kill()
+    wait_until((tmp_path / "out/rounds/02/round").exists, process)
+    tracking.server.start()
+    _out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_complete(tracking, only_run(tracking, "killed"), tmp_path / "out/results")
+
+
+def test_what_a_server_that_stays_away_has_missed_is_delivered_by_vitdc_track(
+    tracking: Tracking, client: MlflowClient, tmp_path: Path
+) -> None:
+    write_params(tmp_path)
+    env = tracking.environment()
+    process = start_vitdc("run", "--output", "out", *experiment("away"), folder=tmp_path, env=env)
+    wait_until(lambda: run_ids(tracking, "away"), process)
+    tracking.server.kill()
+    try:
+        _out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert err.count("MLflow cannot be reached") == 1, err
+        assert "vitdc track --resume" in err
+        waiting = run_vitdc("track", folder=tmp_path, env=env)
+        assert "waiting since" in waiting.stdout
+    finally:
+        tracking.server.start()
+    delivered = run_vitdc("track", "--resume", folder=tmp_path, env=env)
+    assert delivered.returncode == 0, delivered.stderr
+    run_id = only_run(tracking, "away")
+    assert_complete(tracking, run_id, tmp_path / "out/results")
+    report = client.download_artifacts(run_id, "report.html", str(tmp_path))
+    assert Path(report).read_bytes() == (tmp_path / "out/results/report.html").read_bytes()
+    again = run_vitdc("track", "--resume", folder=tmp_path, env=env)
+    assert "Nothing is waiting" in again.stdout
+
+
+PARALLEL_RUN = """
+import sys, time
+from pathlib import Path
+from vitdc.artifacts import RoundRow
+from vitdc.config import Params
+from vitdc.tracking import open_tracker
+
+seed, results = int(sys.argv[1]), Path(sys.argv[2])
+params = Params.parse({"seed": seed, "tracking": {"experiment": "parallel"}}, where="test")
+rows = []
+with open_tracker(params, dataset_name="digits", content_hash="0" * 64) as tracker:
+    for round in range(20):
+        rows.append(RoundRow(round, loss=seed + 1 / (round + 1), nmi_test=round / 20))
+        tracker.log_rounds(rows)
+        epochs = [{"epoch": epoch, "loss": seed + epoch / 7} for epoch in range(1, 6)]
+        tracker.log_history(round, epochs)
+        time.sleep(0.05)
+    tracker.log_result(rows=rows, metrics={"rounds": 19}, results=results)
+"""
+
+
+def points_of_parallel_run(seed: int) -> list[tuple[str, int, float]]:
+    points = [("loss", round, seed + 1 / (round + 1)) for round in range(20)]
+    points += [("nmi_test", round, round / 20) for round in range(20)]
+    points += [("pretraining/loss", epoch, seed + epoch / 7) for epoch in range(1, 6)]
+    points += [
+        ("joint/loss", 5 * round + epoch, seed + epoch / 7)
+        for round in range(19)
+        for epoch in range(1, 6)
+    ]
+    return sorted([*points, ("final/rounds", 0, 19.0)])
+
+
+def test_ten_runs_that_record_at_once_lose_and_double_nothing(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "report.html").write_text("<h1>report</h1>")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PARALLEL_RUN, str(seed), results],
+            cwd=tmp_path, env=os.environ | tracking.environment(),
+            stderr=subprocess.PIPE, text=True,
+        )
+        for seed in range(NUM_PARALLEL)
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * NUM_PARALLEL, said
+    seeds = tracking.query(
+        "SELECT value, run_uuid FROM params JOIN runs USING (run_uuid) JOIN experiments"
+        " USING (experiment_id) WHERE key = 'seed' AND experiments.name = 'parallel'"
+    )
+    assert sorted(int(seed) for seed, _ in seeds) == list(range(NUM_PARALLEL))
+    for seed, run_id in seeds:
+        assert sorted(told(tracking, run_id)) == points_of_parallel_run(int(seed))
+        assert status(tracking, run_id) == "FINISHED"
+
+
+def test_a_large_artifact_survives_a_restart_of_the_store_on_both_ways(
+    tracking: Tracking, s3_server: servers.S3Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    content = np.random.default_rng(0).bytes(BIG)
+    (results / "clusters.csv").write_bytes(content)
+    params = Params.parse({"tracking": {"experiment": "large"}}, where="test")
+
+    def upload() -> None:
+        with open_tracker(params, dataset_name="digits", content_hash="1" * 64) as tracker:
+            tracker.log_result(rows=[RoundRow(0)], metrics={}, results=results)
+        assert tracker.left is None
+
+    def download() -> None:
+        (run_id,) = run_ids(tracking, "large")
+        client.download_artifacts(run_id, "clusters.csv", str(tmp_path))
+
+    restart_in_the_middle(s3_server.server, upload, seen=s3_server.server.log.parent)
+    restart_in_the_middle(s3_server.server, download, seen=tracking.scratch)
+    assert (tmp_path / "clusters.csv").read_bytes() == content
+
+
+def restart_in_the_middle(
+    server: servers.Server, transfer: Callable[[], None], *, seen: Path
+) -> None:
+    """Kill the server when a part of a large file has come to the folder `seen`."""
+    before = size_of(seen)
+    with ThreadPoolExecutor() as executor:
+        running = executor.submit(transfer)
+        while size_of(seen) - before < BIG // 10:
+            assert not running.done(), running.result()
+            time.sleep(0.001)
+        server.kill()
+        arrived = size_of(seen) - before
+        time.sleep(1)
+        assert not running.done(), "it was over before the store was away"
+        server.start()
+        running.result(120)
+    assert arrived < BIG
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that the files of a folder take on the disk: files may be made long first."""
+    sizes = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.lstat().st_blocks * 512)
+    return sum(sizes)
