@@ -89,13 +89,18 @@ def _prepare_database(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The absolute path of an SQLite store, None for another store."""
+    """The absolute path of an SQLite store, None for another store.
+
+    A relative one starts at the repository: DVC runs queued experiments in temporary copies of it,
+    which it deletes, and tells every stage in DVC_ROOT where the repository is.
+    """
     if not uri.startswith("sqlite"):
         return None
     import sqlalchemy
 
     name = sqlalchemy.make_url(uri).database
-    return Path(name).absolute() if name and name != ":memory:" else None
+    root = Path(os.environ.get("DVC_ROOT", ""))
+    return (root / name).absolute() if name and name != ":memory:" else None
 
 
 def find_experiment(client: MlflowClient, name: str) -> str:
