@@ -18,6 +18,7 @@ from vitdc import artifacts, steps
 from vitdc.artifacts import CONTINUE, Checkpoint, Clustering, Round, RoundPaths, RoundRow
 from vitdc.config import ClusteringConfig, ComputeConfig, ConvergenceConfig, JointConfig
 from vitdc.errors import InputError
+from vitdc.scratch import claimed
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ def refine(
         "sections": [s.model_dump() for s in (clustering, joint, convergence, compute)],
         "seed": seed,
     }
-    with _workplace(output, scratch and scratch / steps.scratch_key(made_by)) as work:
+    with (
+        claimed(scratch and scratch / steps.scratch_key(made_by)) as resumable,
+        _workplace(output, resumable) as work,
+    ):
 
         def embed_and_cluster(here: RoundPaths, previous: Path | None) -> None:
             _once(
