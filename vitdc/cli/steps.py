@@ -42,7 +42,7 @@ def step_command(name: str) -> click.Command:
         from vitdc.config import Params
 
         params = Params.load(params_file, overrides)
-        perform = {"refine": refine, "evaluate": evaluate}.get(name, execute)
+        perform = {"prepare": prepare, "refine": refine, "evaluate": evaluate}.get(name, execute)
         perform(function, params, paths)
 
     used = ", ".join(f"`{section}`" for section in sections)
@@ -117,6 +117,15 @@ def execute(function: Callable[..., Any], params: Params, paths: dict[str, Any])
     from vitdc import summary
 
     click.echo(summary.describe(function(**_arguments(function, params, paths))))
+
+
+def prepare(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
+    """Prepare the images, and warn if DVC will not notice that they change."""
+    from vitdc.data.watching import unwatched
+
+    execute(function, params, paths)
+    if warning := unwatched(params.data):
+        click.echo(f"vitdc: {warning}", err=True)
 
 
 def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
