@@ -42,7 +42,9 @@ def open_store(
         from mlflow import MlflowClient
 
         uri = _prepare_database(uri)
-        yield MlflowClient(uri, registry_uri=uri)
+        with _alone(uri):
+            client = MlflowClient(uri, registry_uri=uri)
+        yield client
 
 
 def _check_scheme(uri: str) -> None:
@@ -86,6 +88,25 @@ def _prepare_database(uri: str) -> str:
     finally:
         engine.dispose()
     return url.render_as_string(hide_password=False)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time make the tables of an SQLite store, or MLflow fails in the others.
+
+    Queued experiments start at the same moment, in a fresh clone without any tables.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    from filelock import FileLock
+
+    with FileLock(f"{file}.lock") as lock:
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # still held, so nobody starts with it
 
 
 def sqlite_file(uri: str) -> Path | None:
