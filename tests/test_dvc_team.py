@@ -319,7 +319,7 @@ def epochs_kept(person: Person) -> int:
     """Epochs of a round in the scratch; 0 where there is none, or while it is being replaced."""
     for state in (person.clone / ".scratch").glob("refine-*/training/*/artifact.json"):
         with suppress(FileNotFoundError):
-            return len(json.loads(state.read_text())["history"])
+            return len(json.loads(state.read_text())["metadata"]["history"])
     return 0
 
 
