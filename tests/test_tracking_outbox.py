@@ -303,6 +303,7 @@ def test_the_outbox_outlives_a_temporary_experiment_of_dvc(
     here = tmp_path / ".dvc/tmp/exps/tmp123" if temporary else tmp_path
     here.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as DVC does for every stage
     assert outbox.outbox_directory() == tmp_path / ".mlflow-outbox"
     monkeypatch.setenv("VITDC_SCRATCH", str(tmp_path / "scratch"))
     assert outbox.outbox_directory() == tmp_path / "scratch" / "mlflow-outbox"

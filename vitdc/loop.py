@@ -18,6 +18,7 @@ from vitdc import artifacts, steps
 from vitdc.artifacts import CONTINUE, Checkpoint, Clustering, Round, RoundPaths, RoundRow
 from vitdc.config import ClusteringConfig, ComputeConfig, ConvergenceConfig, JointConfig
 from vitdc.errors import InputError
+from vitdc.scratch import claimed
 from vitdc.watching import NOBODY, Watcher
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,10 @@ def refine(
         "sections": [s.model_dump() for s in (clustering, joint, convergence, compute)],
         "seed": seed,
     }
-    with _workplace(output, scratch and scratch / steps.scratch_key(made_by)) as work:
+    with (
+        claimed(scratch and scratch / steps.scratch_key(made_by)) as resumable,
+        _workplace(output, resumable) as work,
+    ):
 
         def once(step: Callable[..., object], number: int, *, output: Path, **inputs: Any) -> None:
             """Run a step unless its artifact is there: artifacts appear whole or not at all."""

@@ -43,6 +43,7 @@ from vitdc.config import (
     TrainingConfig,
 )
 from vitdc.errors import InputError, TrainingError
+from vitdc.scratch import claimed
 from vitdc.watching import NOBODY, Watcher
 
 if TYPE_CHECKING:
@@ -492,8 +493,10 @@ def _train(
     from vitdc.device import limited_threads
     from vitdc.training import train
 
-    state = scratch / scratch_key(made_by) if scratch else None
-    with limited_threads(compute.num_threads):
+    with (
+        claimed(scratch and scratch / scratch_key(made_by)) as state,
+        limited_threads(compute.num_threads),
+    ):
         history = train(
             vit,
             data,
@@ -504,9 +507,9 @@ def _train(
             scratch=state,
             watcher=watcher,
         )
-    replace(description, history=history).save(description.path, vit.state_dict(), made_by)
-    if state:
-        artifacts.remove(state)
+        replace(description, history=history).save(description.path, vit.state_dict(), made_by)
+        if state:
+            artifacts.remove(state)
     return Checkpoint.load(description.path)
 
 

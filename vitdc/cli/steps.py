@@ -43,7 +43,13 @@ def step_command(name: str) -> click.Command:
         from vitdc.config import Params
 
         params = Params.load(params_file, overrides)
-        perform = {"pretrain": pretrain, "refine": refine, "evaluate": evaluate}.get(name, execute)
+        special = {
+            "prepare": prepare,
+            "pretrain": pretrain,
+            "refine": refine,
+            "evaluate": evaluate,
+        }
+        perform = special.get(name, execute)
         perform(function, params, paths)
 
     used = ", ".join(f"`{section}`" for section in sections)
@@ -129,6 +135,15 @@ def pretrain(function: Callable[..., Any], params: Params, paths: dict[str, Any]
             made = function(**_arguments(function, params, paths), watcher=tracker)
         tracker.log_history(made.round, made.history)
     click.echo(summary.describe(made))
+
+
+def prepare(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
+    """Prepare the images, and warn if DVC will not notice that they change."""
+    from vitdc.data.watching import unwatched
+
+    execute(function, params, paths)
+    if warning := unwatched(params.data):
+        click.echo(f"vitdc: {warning}", err=True)
 
 
 def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:

@@ -39,22 +39,15 @@ class Trouble(Enum):
 def home() -> Path:
     """Where the records of a person's work lie by default: the working directory.
 
-    `dvc exp run --temp` and `--queue` work in a temporary copy of the repository that is deleted
-    afterwards; then it is the repository itself.
+    DVC runs queued experiments in temporary copies of the repository, which it deletes, and tells
+    every stage in DVC_ROOT where the repository is; then it is that one.
     """
-    here = Path.cwd()
-    for folder in here.parents:
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[2]
-    return here
+    return Path(os.environ.get("DVC_ROOT", "")).absolute()
 
 
 def tracking_uri() -> str:
     """The store that MLFLOW_TRACKING_URI names, or the default one."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri or DEFAULT_URI != "sqlite:///mlflow.db" or home() == Path.cwd():
-        return uri or DEFAULT_URI
-    return f"sqlite:///{home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def store_name() -> str:
@@ -83,7 +76,9 @@ def open_store(
         from mlflow import MlflowClient
 
         uri = _prepare_database(uri)
-        yield MlflowClient(uri, registry_uri=uri)
+        with _alone(uri):
+            client = MlflowClient(uri, registry_uri=uri)
+        yield client
 
 
 def _check_scheme(uri: str) -> None:
@@ -130,14 +125,33 @@ def _prepare_database(uri: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time make the tables of an SQLite store, or MLflow fails in the others.
+
+    Queued experiments start at the same moment, in a fresh clone without any tables.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    from filelock import FileLock
+
+    with FileLock(f"{file}.lock") as lock:
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)  # still held, so nobody starts with it
+
+
 def sqlite_file(uri: str) -> Path | None:
-    """The absolute path of an SQLite store, None for another store."""
+    """The absolute path of an SQLite store, None for another store; a relative one is at home."""
     if not uri.startswith("sqlite"):
         return None
     import sqlalchemy
 
     name = sqlalchemy.make_url(uri).database
-    return Path(name).absolute() if name and name != ":memory:" else None
+    return home() / name if name and name != ":memory:" else None
 
 
 def find_experiment(client: MlflowClient, name: str) -> str:
