@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        params = Params.parse({"pretraining": {"epochs": options.epochs}}, where="benchmark")
+        params = Params.load(Path("params.yaml"), [f"pretraining.epochs={options.epochs}"])
         steps.prepare(data=params.data, output=folder / "dataset")
         seconds: dict[bool, list[float]] = {True: [], False: []}
         beside: list[float] = []
