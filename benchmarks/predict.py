@@ -9,8 +9,9 @@ to what they can do is shown, too. Memory: the peak of the largest process at 1,
 images. First row: one image, imports included.
 
 The images are those of Fashion-MNIST (Debian's package `dataset-fashion-mnist`); where it is
-missing, random blobs of the same size. The model is trained on 2,000 of them for a minute, unless
---model names one.
+missing, random blobs of the same size. Unless --model names a model, one is trained on a few of
+them, which takes a minute: timm's ViT-tiny (12 layers of width 192, the default of `model`), or
+with --size small that of params/fashion-mnist.yaml (2 layers of width 64).
 """
 
 from __future__ import annotations
@@ -33,13 +34,21 @@ from tqdm import tqdm
 from vitdc.config import ComputeConfig
 from vitdc.data.arrays import read_idx
 from vitdc.data.decoding import num_cores
-from vitdc.inference import list_images, predict_files, read_batches, wanted_pixels, write_rows
+from vitdc.inference import (
+    default_threads,
+    find_model,
+    list_images,
+    predict_files,
+    read_batches,
+    wanted_pixels,
+    write_rows,
+)
 from vitdc.prediction import Predictor
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 VITDC = [sys.executable, "-c", "from vitdc.cli import main; main()"]
 TRAINING = [
-    *("-S", "data.max_train=2000", "-S", "data.max_test=500", "-S", "pretraining.epochs=3"),
+    *("-S", "data.max_train=500", "-S", "data.max_test=200", "-S", "pretraining.epochs=1"),
     *("-S", "convergence.max_rounds=1", "-S", "evaluation.decoder_steps=0"),
     *("-S", "tracking.enabled=false"),
 ]
@@ -66,12 +75,14 @@ def blob(seed: int) -> Image.Image:
     return Image.fromarray(image).filter(ImageFilter.GaussianBlur(1))
 
 
-def train_model(output: Path) -> Path:
+def train_model(output: Path, size: str) -> Path:
     if not (output / "results" / "artifact.json").exists():
         params = ["--params", "params/fashion-mnist.yaml"]
         if not FASHION.exists():
             raise SystemExit(f"{FASHION} is missing; name a model of 28 x 28 images with --model")
-        command = [*VITDC, "run", *params, "--output", str(output), *TRAINING]
+        tiny = ["embed_dim=null", "depth=null", "num_heads=null", "patch_size=4"]
+        shape = [part for s in tiny for part in ("-S", f"model.{s}")] if size == "tiny" else []
+        command = [*VITDC, "run", *params, "--output", str(output), *TRAINING, *shape]
         subprocess.run(command, check=True)
     return output / "results"
 
@@ -154,16 +165,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of the throughput")
     parser.add_argument("--many", type=int, default=50_000, help="of the larger memory")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--num-threads", type=int, default=1)
+    parser.add_argument(
+        "--size", choices=["small", "tiny"], default="tiny", help="of the model, if none is named"
+    )
+    parser.add_argument("--num-threads", type=int, help="of the model; as `vitdc predict` chooses")
     options = parser.parse_args()
 
-    model = options.model or train_model(options.output / "run")
+    model = options.model or train_model(options.output / options.size, options.size)
     folder = make_images(options.output / f"{options.images}", options.images)
     few = make_images(options.output / "1000", 1000)
     many = make_images(options.output / f"{options.many}", options.many)
 
-    throughput(model, folder, repeats=options.repeats, num_threads=options.num_threads)
-    threads = ["--num-threads", str(options.num_threads)]
+    num_threads = options.num_threads or default_threads(find_model(str(model)).directory)
+    throughput(model, folder, repeats=options.repeats, num_threads=num_threads)
+    threads = ["--num-threads", str(num_threads)]
     peaks = [peak_memory(["predict", str(model), str(each), *threads]) for each in (few, many)]
     print(f"peak memory: {peaks[0]:.0f} MiB at 1000 images, {peaks[1]:.0f} MiB at {options.many}")
     print(f"  ratio {peaks[1] / peaks[0]:.3f}")
