@@ -26,8 +26,16 @@ from servers import S3Server
 from vitdc import artifacts, cli, loop, steps
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
+from vitdc.data.decoding import num_cores
 from vitdc.errors import InputError
-from vitdc.inference import Ahead, Listing, list_images, read_batches, wanted_pixels
+from vitdc.inference import (
+    Ahead,
+    Listing,
+    default_threads,
+    list_images,
+    read_batches,
+    wanted_pixels,
+)
 from vitdc.prediction import Predictor
 
 MAIN = "from vitdc.cli import main; main()"
@@ -519,3 +527,11 @@ def test_a_listing_may_hold_names_of_several_places(write_images: WriteImages) -
         [f"{one}/b.png"],
         [f"{two}/a.png"],
     ]
+
+
+def test_only_a_large_model_takes_all_cores(tmp_path: Path) -> None:
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    weights.parent.mkdir()
+    for size, expected in ((3 * 2**20, 1), (5 * 2**20, num_cores())):
+        weights.write_bytes(b"\0" * size)
+        assert default_threads(tmp_path) == expected

@@ -27,7 +27,7 @@ import numpy as np
 from vitdc import artifacts
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
-from vitdc.data.decoding import Pixels, decode_chunks
+from vitdc.data.decoding import Pixels, decode_chunks, num_cores
 from vitdc.data.files import Store, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
@@ -38,6 +38,7 @@ MODEL_SCHEMES = ("models:/", "runs:/")  # of MLflow
 HEADER = ("image", "cluster", "name", "distance", "margin", "unsure")
 BATCH_VALUES = 2**24  # pixels times channels of a batch, at most
 BATCHES_AHEAD = 2  # decoded and waiting for the model
+SMALL_MODEL = 4 * 2**20  # bytes of weights, about a million parameters
 
 Item = TypeVar("Item")
 
@@ -81,6 +82,15 @@ def _load_names(path: Path, directory: Path) -> Annotations:
     if found.clustering != artifacts.digest(directory / "clustering"):
         raise InputError(f"{path}: names the clusters of another model than {directory}")
     return found
+
+
+def default_threads(directory: Path) -> int:
+    """CPU threads for a model: all cores, but one for a small model.
+
+    A second thread brings a small model next to nothing, and takes a core from the decoding.
+    """
+    small = (directory / "checkpoint" / "model.safetensors").stat().st_size < SMALL_MODEL
+    return 1 if small else num_cores()
 
 
 class Listing(NamedTuple):

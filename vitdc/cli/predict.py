@@ -54,9 +54,8 @@ import click
 @click.option(
     "--num-threads",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="CPU threads of the model; images are decoded on all cores beside it.",
+    help="CPU threads of the model, beside the decoding on all cores; by default as many as there"
+    " are cores, but one for a small model (less than a million parameters).",
 )
 def command(
     model: str,
@@ -67,7 +66,7 @@ def command(
     unsure_rate: float,
     endpoint_url: str | None,
     device: str,
-    num_threads: int,
+    num_threads: int | None,
 ) -> None:
     """Find the clusters of new images with the model of a run.
 
@@ -103,7 +102,14 @@ def command(
     from vitdc.artifacts import Checkpoint
     from vitdc.config import ComputeConfig
     from vitdc.data.decoding import num_cores
-    from vitdc.inference import find_model, list_images, predict_files, wanted_pixels, write_rows
+    from vitdc.inference import (
+        default_threads,
+        find_model,
+        list_images,
+        predict_files,
+        wanted_pixels,
+        write_rows,
+    )
     from vitdc.prediction import Predictor
 
     found = find_model(model, names=names)
@@ -111,9 +117,8 @@ def command(
         Checkpoint.load(found.directory / "checkpoint").image_shape, convert=convert
     )
     listings = list_images(images, endpoint_url=endpoint_url)
-    compute = ComputeConfig.parse(
-        {"device": device, "num_threads": num_threads}, where="--device, --num-threads"
-    )
+    threads = num_threads or default_threads(found.directory)
+    compute = ComputeConfig.parse({"device": device, "num_threads": threads}, where="predict")
     results = predict_files(
         listings,
         lambda: Predictor.load(found.directory, compute, unsure_rate=unsure_rate),
