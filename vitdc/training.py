@@ -20,7 +20,6 @@ import torch
 from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor
-from tqdm import tqdm
 
 from vitdc.artifacts import TrainingState
 from vitdc.augmentation import augment
@@ -29,6 +28,7 @@ from vitdc.device import resolve_device, training_dtype
 from vitdc.errors import TrainingError
 from vitdc.losses import JointLoss, joint_loss, one_hot_targets
 from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.progress import progress_bar
 from vitdc.seeding import derive_seed, seeded
 
 logger = logging.getLogger(__name__)
@@ -143,13 +143,12 @@ def train(
     steps_per_epoch = math.ceil(len(usable) / config.batch_size)
     history = _restore(scratch, model, optimizer)
     clock = Clock(device)
-    progress = tqdm(
+    progress = progress_bar(
         total=config.epochs * steps_per_epoch,
         initial=len(history) * steps_per_epoch,
         desc=_title(stream),
         unit="step",
         leave=False,
-        disable=None,
     )
     with progress:
         for epoch in range(len(history), config.epochs):
