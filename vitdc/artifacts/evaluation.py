@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -47,6 +48,15 @@ class Evaluation:
         metadata = read_metadata(path, cls.kind)
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         return cls(metrics, [RoundRow(**row) for row in metadata["rows"]], path)
+
+    def clusters(self) -> Iterator[ClusterRow]:
+        """Stream the rows of clusters.csv."""
+        with (self.path / "clusters.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                image, split, label, distance = (
+                    row[key] for key in ("image", "split", "label", "distance")
+                )
+                yield ClusterRow(image, split, label, int(row["cluster"]), distance)
 
     def save(
         self,
