@@ -155,13 +155,14 @@ def load_model(
     config = ModelConfig.parse(
         {**checkpoint.model, "pretrained": False}, where=f"{checkpoint.path}: model"
     )
-    model = build_model(
-        config,
-        image_shape=checkpoint.image_shape,
-        num_classes=len(checkpoint.class_names),
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-    )
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
+        model = build_model(
+            config,
+            image_shape=checkpoint.image_shape,
+            num_classes=len(checkpoint.class_names),
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+        )
     model.load_state_dict(checkpoint.weights() if weights is None else weights)
     return model.eval()
 
