@@ -34,6 +34,7 @@ from vitdc.artifacts import (
     Checkpoint,
     Clustering,
     Dataset,
+    Embeddings,
     Evaluation,
     Fit,
     Round,
@@ -49,6 +50,7 @@ from vitdc.data.opening import open_store
 from vitdc.data.s3 import SCHEME
 from vitdc.device import resolve_device
 from vitdc.errors import InputError
+from vitdc.evaluation import Findings, complete_rows
 from vitdc.model import load_model
 from vitdc.prediction import Prediction, Predictor, find_model_directory
 from vitdc.progress import showing_progress
@@ -512,12 +514,15 @@ def _collect(params: Params, history: Round, work: Path, classes: list[Any], *, 
         whole: Whether the held-out images, too, are of those that were given to be clustered.
     """
     rounds = [RoundPaths.in_directory(path) for path in loop.round_directories(work / "rounds")]
-    last, best = (Clustering.load(rounds[i].clustering) for i in (-1, history.best_round))
+    first, last, best = (
+        Clustering.load(rounds[index].clustering) for index in (0, -1, history.best_round)
+    )
+    initial = Findings(Embeddings.load(rounds[0].embeddings), first)
     names, labels = _clusters(Dataset.load(work / "dataset"), best, whole=whole)
     return Fit(
         params=_used(params),
         classes=classes,
-        rows=[*history.rows[:-1], history.rows[-1].with_scores(last.scores)],
+        rows=complete_rows(history, initial=initial, last=last),
         history=[row for paths in rounds for row in _history(Checkpoint.load(paths.checkpoint))],
         best_round=history.best_round,
         stop_reason=history.verdict,
