@@ -32,5 +32,5 @@ def check(
         )
         kubeflow.describe(round, made)
         kubeflow.log_metrics(metrics, made)
-        kubeflow.record_round(record, made, kubeflow.state(before).checkpoint)
+        kubeflow.record_round(record, made, kubeflow.state(before))
     return made.verdict

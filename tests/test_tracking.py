@@ -45,34 +45,12 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated store without runs; making one takes seconds, copying it nothing."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store_module.quiet_mlflow()
-    MlflowClient(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default store, in an empty working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
-    (folder / "figures").mkdir(parents=True)
-    (folder / "model").mkdir()
-    (folder / "report.html").write_text("<h1>report</h1>")
-    (folder / "rounds.csv").write_text("round\n0\n")
-    (folder / "metrics.json").write_text("{}")
-    (folder / "figures" / "nmi.png").write_bytes(b"png")
-    (folder / "model" / "model.safetensors").write_bytes(b"weights")
-    return folder
 
 
 def make_params(**sections: Any) -> Params:
@@ -150,7 +128,7 @@ def test_evaluate_alone_makes_a_complete_run(store: Path, results: Path) -> None
     evaluate(make_params(), results)
     run = only_run(store)
     assert_complete(store, run)
-    assert run.info.run_name == "gamma=0.1 seed=0 k=10 digits"
+    assert run.info.run_name == "digits k=10 gamma=0.1 seed=0"
     assert run.data.params["joint.gamma"] == "0.1"
     assert run.data.params["model.pretrained"] == "false"
     assert run.data.params["data.root"] == "null"
@@ -164,8 +142,10 @@ def test_refine_is_seen_while_it_runs_and_evaluate_completes_it(store: Path, res
     with record(make_params()) as tracker:
         tracker.log_history(0, HISTORY)
         tracker.log_rounds([RoundRow(0, cross_entropy=0.5)])
+        assert not tracker.flush()
         assert history(store, only_run(store), "cross_entropy") == [(0, 0.5)]
         tracker.log_rounds(ROWS[:2])
+        assert not tracker.flush()
         run = only_run(store)
         assert run.info.status == "RUNNING"
         assert run.data.params["joint.gamma"] == "0.1"
@@ -313,20 +293,10 @@ def test_a_store_that_is_lost_does_not_stop_the_training(
         with monkeypatch.context() as lost:
             lost.setattr(MlflowClient, "log_batch", refuse)
             tracker.log_rounds(ROWS[:1])
-        assert "not recorded yet, going on: no connection" in caplog.text
+            assert tracker.flush(patience=0)
+        assert "MLflow cannot be reached: no connection; going on" in caplog.text
         tracker.log_history(0, HISTORY)
     assert history(store, only_run(store), "nmi_test") == [(0, 0.6)]  # delivered later
-
-
-def test_a_result_that_cannot_be_recorded_says_so(
-    store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
-    with pytest.raises(TrainingError, match=r"disk full; .*vitdc evaluate"):
-        evaluate(make_params(), results)
 
 
 # --- artifacts ---------------------------------------------------------------------------------
@@ -576,9 +546,12 @@ def test_the_steps_of_a_pipeline_run_fill_one_mlflow_run(store: Path, results: P
     params = make_params()
     started = start(params)
     for last in (1, 2):
-        tracking.resume_record(started).log_rounds(ROWS[: last + 1])
-        tracking.resume_record(started).log_history(last, HISTORY)
-    tracking.resume_record(started).log_result(rows=ROWS, metrics=METRICS, results=results)
+        with tracking.resume_record(started) as tracker:
+            tracker.log_rounds(ROWS[: last + 1])
+        with tracking.resume_record(started) as tracker:
+            tracker.log_history(last, HISTORY)
+    with tracking.resume_record(started) as tracker:
+        tracker.log_result(rows=ROWS, metrics=METRICS, results=results)
     assert end(params) == "SUCCEEDED"
     run = run_of(store, started)
     assert run.info.run_id == only_run(store).info.run_id
@@ -620,7 +593,8 @@ def test_kubeflows_names_of_success_are_known(store: Path, state: str) -> None:
 def test_a_pipeline_run_that_fails_is_recorded_as_failed(store: Path, state: str) -> None:
     params = make_params()
     started = start(params)
-    tracking.resume_record(started).log_rounds(ROWS[:2])
+    with tracking.resume_record(started) as tracker:
+        tracker.log_rounds(ROWS[:2])
     assert end(params, state=state) == "FAILED"
     run = run_of(store, started)
     assert run.info.status == "FAILED"
@@ -634,7 +608,8 @@ def test_what_was_evaluated_has_succeeded_whatever_kubeflow_says(
 ) -> None:
     params = make_params()
     started = start(params)
-    tracking.resume_record(started).log_result(rows=ROWS, metrics=METRICS, results=results)
+    with tracking.resume_record(started) as tracker:
+        tracker.log_result(rows=ROWS, metrics=METRICS, results=results)
     tracking.record_evaluated(started, model_uri="s3://bucket/model")
     assert end(params, state=state) == "SUCCEEDED"
     assert run_of(store, started).info.status == "FINISHED"
@@ -655,9 +630,10 @@ def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path
     evaluate(params, results)
     started = start(params)
     other = [RoundRow(round=0, cross_entropy=0.7), RoundRow(1, 0.6, 0.59, 0.1)]
-    tracking.resume_record(started).log_rounds(other)  # the code has changed: a fresh run
-    newer = tracking.resume_record(started)
-    assert isinstance(newer, MlflowTracker)
+    with tracking.resume_record(started) as tracker:  # the code has changed: a fresh run
+        tracker.log_rounds(other)
+    with tracking.resume_record(started) as newer:
+        assert isinstance(newer, MlflowTracker)
     assert newer.run_id != started.partition("/")[0]
     run = client(store).get_run(newer.run_id)
     assert run.data.metrics["cross_entropy"] in (0.7, 0.59)
@@ -668,8 +644,11 @@ def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path
 def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:
     started = start(make_params())
     client(store).delete_run(started.partition("/")[0])
-    with pytest.raises(InputError, match="in MLflow's trash; restore it"):
-        tracking.resume_record(started)
+    with (
+        pytest.raises(InputError, match="in MLflow's trash; restore it"),
+        tracking.resume_record(started),
+    ):
+        pass
 
 
 def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,8 +659,10 @@ def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_RUN_ID", nested)
     params = make_params()
     assert start(params) == f"{parent}/job-1"
-    tracking.resume_record(f"{parent}/job-1").log_rounds(ROWS)
-    tracking.resume_record(f"{parent}/job-1").log_rounds([RoundRow(0, cross_entropy=0.7)])
+    with tracking.resume_record(f"{parent}/job-1") as tracker:
+        tracker.log_rounds(ROWS)
+    with tracking.resume_record(f"{parent}/job-1") as tracker:
+        tracker.log_rounds([RoundRow(0, cross_entropy=0.7)])
     assert end(params) == "SUCCEEDED"
     assert mlflow.get_run(parent).info.lifecycle_stage == "active", "never superseded"
     assert mlflow.get_run(parent).data.params["joint.epochs"] == "2"
@@ -690,7 +671,8 @@ def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.Mon
 def test_without_tracking_nothing_is_recorded(store: Path) -> None:
     params = make_params(tracking={"enabled": False})
     assert start(params) == ""
-    assert isinstance(tracking.resume_record(""), NullTracker)
+    with tracking.resume_record("") as tracker:
+        assert isinstance(tracker, NullTracker)
     tracking.record_evaluated("", model_uri="s3://bucket/model")
     assert end(params) == "SUCCEEDED"
 

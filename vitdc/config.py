@@ -253,6 +253,9 @@ class TrackingConfig(Section):
     """MLflow experiment that the runs belong to."""
     run_name: str | None = None
     """Name of the run; null means one that says what was run."""
+    registered_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | Literal[False] | None = None
+    """Name under which the final model is registered in MLflow; null means one after the data set
+    (`vitdc-digits`), false registers none."""
 
 
 class ComputeConfig(Section):

@@ -136,31 +136,38 @@ def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: A
     print(f"pipeline run {pipeline_run_id}: {state}")
 
 
-def record_round(record: str, history: Round, before: Path) -> None:
-    """Tell MLflow the rounds so far and the training of the round before.
+def record_round(record: str, history: Round, before: RoundPaths) -> None:
+    """Tell MLflow the rounds so far, and the training and the clusters of the round before.
 
     A server that cannot be reached now stops no round: `record_result` tells everything again.
 
     Args:
         record: What `start_record` returned.
         history: The rounds so far.
-        before: Directory of the Checkpoint of the round before.
+        before: The artifacts of the round before.
     """
-    trained = Checkpoint.load(before)
+    trained = Checkpoint.load(before.checkpoint)
     try:
-        tracker = tracking.resume_record(record)
+        with tracking.resume_record(record) as tracker:
+            tracker.log_rounds(history.rows)
+            tracker.log_history(trained.round, trained.history)
+            tracker.log_scores(trained.round, Clustering.load(before.clustering).scores)
     except InputError as error:
         _logger.warning("%s; going on", error)
-        return
-    tracker.log_rounds(history.rows)
-    tracker.log_history(trained.round, trained.history)
 
 
 def record_result(
     record: str, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, model_uri: str
 ) -> None:
-    """Tell MLflow everything about the finished run, and where Kubeflow keeps its model."""
-    tracking.log_evaluation(tracking.resume_record(record), evaluation, rounds)
+    """Tell MLflow everything about the finished run, and where Kubeflow keeps its model.
+
+    Raises:
+        TrainingError: MLflow does not take all of it; the task can be repeated.
+    """
+    with tracking.resume_record(record) as tracker:
+        tracking.log_evaluation(tracker, evaluation, rounds)
+    if tracker.left:
+        raise TrainingError(f"MLflow has not taken the whole result: {tracker.left} left")
     tracking.record_evaluated(record, model_uri=model_uri)
 
 

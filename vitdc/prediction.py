@@ -1,5 +1,10 @@
 """From new images to clusters: the model and the centroids of a finished run.
 
+An image is `unsure` if it is less typical of its cluster (`vitdc.typicality`) than all but a few of
+the images that the run held out. They are asked because the model was trained on all others, and so
+knows them too well; where too few were held out, the training images are asked nevertheless, and
+more than `unsure_rate` of new images may be called unsure.
+
 A model directory holds `checkpoint` and `clustering`: `results/model`, a round of `refine`, what
 `python -m pipelines import-model` fetches and what the MLflow registry stores. It is read by
 `artifacts` alone: safetensors, npy and JSON; nothing is unpickled and no code of it is run.
@@ -21,8 +26,10 @@ from vitdc.config import ComputeConfig
 from vitdc.device import limited_threads, resolve_device
 from vitdc.errors import InputError
 from vitdc.model import DeepClusteringViT, images_to_tensor, load_model
+from vitdc.typicality import atypicality, limit
 
-UNSURE_QUANTILE = 0.99
+UNSURE_RATE = 0.05
+MIN_HELD_OUT = 100  # images that the run held out, for them to decide what is unsure
 
 
 class Prediction(NamedTuple):
@@ -32,7 +39,7 @@ class Prediction(NamedTuple):
         cluster: (N,) int64: the cluster with the nearest centroid.
         distance: (N,) float32: Euclidean distance of z to that centroid.
         second_distance: (N,) float32: to the second-nearest centroid; inf if there is one only.
-        unsure: (N,) bool: too far from the centroid to belong there, see `distance_limits`.
+        unsure: (N,) bool: unlike the images of its cluster, see `Predictor.unsure_limit`.
     """
 
     cluster: np.ndarray
@@ -57,10 +64,11 @@ class Predictor:
 
     Attributes:
         checkpoint: The description of the model.
-        clustering: Centroids, and the training distances that the limits come from.
+        clustering: Centroids, and what is typical of the clusters.
         model: In evaluation mode, on `device`.
         device: Where the model is.
         compute: Threads and batch size.
+        unsure_limit: The atypicality beyond which an image is unsure.
     """
 
     checkpoint: Checkpoint
@@ -68,10 +76,18 @@ class Predictor:
     model: DeepClusteringViT
     device: torch.device
     compute: ComputeConfig
+    unsure_limit: float
 
     @classmethod
-    def load(cls, path: Path, compute: ComputeConfig | None = None) -> Self:
+    def load(
+        cls, path: Path, compute: ComputeConfig | None = None, *, unsure_rate: float = UNSURE_RATE
+    ) -> Self:
         """Load a model directory, or the one in a results directory.
+
+        Args:
+            path: The directory.
+            compute: Device, threads and batch size; by default as in `ComputeConfig`.
+            unsure_rate: Share of images like those of the run that may be called unsure.
 
         Raises:
             InputError: There is none at `path`, it is damaged or of another format version, or its
@@ -87,7 +103,14 @@ class Predictor:
                 f" round {clustering.round}; mixed up directories?"
             )
         device = resolve_device(compute)
-        return cls(checkpoint, clustering, load_model(checkpoint).to(device), device, compute)
+        return cls(
+            checkpoint,
+            clustering,
+            load_model(checkpoint).to(device),
+            device,
+            compute,
+            _unsure_limit(clustering, unsure_rate),
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -122,10 +145,15 @@ class Predictor:
         Raises:
             InputError: The images have another shape or type than the model takes.
         """
-        return self.assign(self.embed(images))
+        return self.assign(self.embed(images), images)
 
-    def assign(self, embedding: np.ndarray) -> Prediction:
-        """(N, D) float32 -> the two nearest centroids of every row."""
+    def assign(self, embedding: np.ndarray, images: np.ndarray) -> Prediction:
+        """Find the two nearest centroids of images that were embedded already.
+
+        Args:
+            embedding: (N, D) float32, from `embed`.
+            images: (N, H, W, C) uint8, the same images.
+        """
         centroids = self.clustering.centroids
         index = faiss.IndexFlatL2(centroids.shape[1])
         index.add(centroids)
@@ -134,19 +162,15 @@ class Predictor:
         distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
         cluster, first = nearest[:, 0], distance[:, 0]
         second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
-        return Prediction(cluster, first, second, first > distance_limits(self.clustering)[cluster])
+        with limited_threads(self.compute.num_threads):
+            found = atypicality(self.clustering.typicality, embedding, images, cluster)
+        return Prediction(cluster, first, second, found > self.unsure_limit)
 
 
-def distance_limits(clustering: Clustering) -> np.ndarray:
-    """(K,) float32: the distance beyond which an image does not look like those of its cluster.
-
-    It is the `UNSURE_QUANTILE` of the distances of the cluster's own training images.
-    """
-    limits = np.zeros(len(clustering.centroids), np.float32)
-    for cluster in range(len(limits)):
-        own = clustering.train.distance[clustering.train.assignment == cluster]
-        limits[cluster] = np.quantile(own, UNSURE_QUANTILE) if len(own) else 0
-    return limits
+def _unsure_limit(clustering: Clustering, rate: float) -> float:
+    held_out = len(clustering.test) >= MIN_HELD_OUT
+    own = clustering.test if held_out else clustering.train
+    return limit(np.asarray(own.atypicality), rate=rate)
 
 
 def find_model_directory(path: Path) -> Path:

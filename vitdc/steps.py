@@ -172,7 +172,8 @@ def cluster(
     """Cluster the training embeddings; test images go to their nearest centroid.
 
     Args:
-        dataset: Directory of the Dataset; its labels are for the scores only.
+        dataset: Directory of the Dataset; its labels are for the scores only, its images tell
+            what is typical of a cluster.
         embeddings: Directory of the Embeddings.
         previous: Directory of the Clustering of the round before, to start from and to keep the
             cluster ids of; none in round 0.
@@ -187,6 +188,7 @@ def cluster(
     from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
     from vitdc.seeding import derive_seed
+    from vitdc.typicality import atypicality, fit, leave_one_out
 
     images, embedded = Dataset.load(dataset), Embeddings.load(embeddings)
     _check_same_images(images, dataset, embedded, embeddings)
@@ -210,10 +212,24 @@ def cluster(
                 before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
             )
             found = relabel(found, ids)
-        splits = {
-            name: SplitClustering(*assign(embedded.split(name).embedding, found.centroids))
+        nearest = {
+            name: assign(embedded.split(name).embedding, found.centroids)
             for name in artifacts.SPLITS
         }
+        typicality = fit(
+            points, images.train.images, nearest["train"][0], num_clusters=clustering.num_clusters
+        )
+        atypical = {
+            name: atypicality(
+                typicality,
+                embedded.split(name).embedding,
+                images.split(name).images,
+                nearest[name][0],
+            )
+            for name in artifacts.SPLITS
+        }
+        atypical["train"] = leave_one_out(atypical["train"], nearest["train"][0])
+        splits = {n: SplitClustering(*nearest[n], atypical[n]) for n in artifacts.SPLITS}
         train = splits["train"]
         silhouette = metrics.silhouette(
             points,
@@ -234,6 +250,7 @@ def cluster(
         **splits,
         scores=scores,
         config=clustering.model_dump(),
+        typicality=typicality,
     ).save(
         output,
         _made_by(
@@ -416,7 +433,7 @@ def evaluate(
         )
     figures = report.build_figures(data)
     inputs = [dataset, *initial, *previous, *last, round]
-    Evaluation(metrics, rows, output).save(
+    Evaluation(metrics, rows, output, images.split_hash("test")).save(
         clusters=findings.cluster_rows(images, best_found.clustering),
         report=report.render_page(data, figures),
         figures={name: report.figure_png(figure) for name, figure in figures.items()},

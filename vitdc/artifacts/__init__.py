@@ -36,6 +36,7 @@ from vitdc.artifacts.storage import (
     replacing,
     replacing_file,
     sha256,
+    verify,
     writing,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "replacing",
     "replacing_file",
     "sha256",
+    "verify",
     "writing",
     "writing_dataset",
 ]

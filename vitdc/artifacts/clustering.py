@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from vitdc.artifacts.storage import SPLITS, read_array, read_metadata, writing
+from vitdc.typicality import Typicality
 
 
 class SplitScores(NamedTuple):
@@ -58,10 +59,12 @@ class SplitClustering:
     Attributes:
         assignment: (N,) int64: cluster of every image, the one with the nearest centroid.
         distance: (N,) float32: Euclidean distance of z to that centroid.
+        atypicality: (N,) float32: see `vitdc.typicality`; of training images with each left out.
     """
 
     assignment: np.ndarray
     distance: np.ndarray
+    atypicality: np.ndarray
 
     def __len__(self) -> int:
         return len(self.assignment)
@@ -69,7 +72,10 @@ class SplitClustering:
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters of one round. Payload: centroids.npy, {train,test}_{assignment,distance}.npy.
+    """Clusters of one round.
+
+    Payload: centroids.npy, {train,test}_{assignment,distance,atypicality}.npy,
+    typical_{mean,whitening}.npy.
 
     Attributes:
         round: The round whose embeddings were clustered.
@@ -78,6 +84,7 @@ class Clustering:
         test: Nearest training centroids of the test images.
         scores: How good the clustering is.
         config: The `clustering` section it was made with.
+        typicality: What the training images of every cluster look like.
     """
 
     kind: ClassVar[str] = "clustering"
@@ -88,24 +95,25 @@ class Clustering:
     test: SplitClustering
     scores: ClusteringScores
     config: dict[str, Any]
+    typicality: Typicality
 
     @classmethod
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
+        names = [f.name for f in fields(SplitClustering)]
         splits = {
-            split: SplitClustering(
-                assignment=read_array(path / f"{split}_assignment.npy"),
-                distance=read_array(path / f"{split}_distance.npy"),
-            )
+            split: SplitClustering(**{n: read_array(path / f"{split}_{n}.npy") for n in names})
             for split in SPLITS
         }
+        typical = (np.asarray(read_array(path / f"typical_{n}.npy")) for n in Typicality._fields)
         return cls(
             round=metadata["round"],
             centroids=np.asarray(read_array(path / "centroids.npy")),
             **splits,
             scores=ClusteringScores.from_dict(metadata["scores"]),
             config=metadata["config"],
+            typicality=Typicality(*typical),
         )
 
     def save(self, path: Path, made_by: Mapping[str, Any]) -> None:
@@ -113,8 +121,10 @@ class Clustering:
             writer.save("centroids", self.centroids)
             for split in SPLITS:
                 clusters = self.split(split)
-                writer.save(f"{split}_assignment", clusters.assignment)
-                writer.save(f"{split}_distance", clusters.distance)
+                for field in fields(clusters):
+                    writer.save(f"{split}_{field.name}", getattr(clusters, field.name))
+            for name, array in self.typicality._asdict().items():
+                writer.save(f"typical_{name}", array)
             writer.metadata = {
                 "round": self.round,
                 "scores": self.scores.to_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from vitdc.artifacts.storage import SPLITS, read_array, read_metadata, writing
+from vitdc.artifacts.storage import (
+    SPLITS,
+    payload_hashes,
+    read_array,
+    read_metadata,
+    writing,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,15 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         return {"train": self.train, "test": self.test}[name]
+
+    def split_hash(self, name: str) -> str:
+        """SHA-256 over images and labels of a split: equal for equal images to be scored on.
+
+        It comes from the hashes of the files; no image is read.
+        """
+        hashes = payload_hashes(self.path)
+        text = hashes[f"{name}_images.npy"] + hashes[f"{name}_labels.npy"]
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def image_names(self) -> Iterator[tuple[str, str]]:
         """Stream (image id or relative path, split), training images first, in array order."""

@@ -34,6 +34,7 @@ class Evaluation:
         metrics: The content of metrics.json.
         rows: The content of rounds.csv.
         path: Where the files lie.
+        test_data: `Dataset.split_hash` of the test split that was scored; empty if it is not known.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -41,13 +42,15 @@ class Evaluation:
     metrics: dict[str, Any]
     rows: list[RoundRow]
     path: Path
+    test_data: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        return cls(metrics, [RoundRow(**row) for row in metadata["rows"]], path)
+        rows = [RoundRow(**row) for row in metadata["rows"]]
+        return cls(metrics, rows, path, metadata.get("test_data", ""))  # older results have none
 
     def clusters(self) -> Iterator[ClusterRow]:
         """Stream the rows of clusters.csv."""
@@ -77,7 +80,10 @@ class Evaluation:
             made_by: As in `writing`.
         """
         with writing(self.path, self.kind, made_by) as writer:
-            writer.metadata = {"rows": [asdict(row) for row in self.rows]}
+            writer.metadata = {
+                "rows": [asdict(row) for row in self.rows],
+                "test_data": self.test_data,
+            }
             write_json(writer.directory / "metrics.json", self.metrics)
             write_rounds_csv(writer.directory / "rounds.csv", self.rows)
             writer.rows("clusters", ClusterRow._fields, clusters)

@@ -22,7 +22,8 @@ import numpy as np
 from vitdc import __version__
 from vitdc.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = {"clustering": 2}  # 1 had no atypicality
+FIRST_VERSION = 1  # of all other kinds
 VERIFY_BYTES = 256 * 2**20
 SPLITS = ("train", "test")
 
@@ -163,7 +164,7 @@ def writing(path: Path, kind: str, made_by: Mapping[str, Any]) -> Iterator[Write
         }
         description = {
             "kind": kind,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSIONS.get(kind, FIRST_VERSION),
             "made_by": {"vitdc": __version__, **made_by},
             "metadata": writer.metadata,
             "files": files,
@@ -201,24 +202,25 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
         ) from None
     if found != kind:
         raise InputError(f"{path}: holds {found}, but {kind} is needed here")
-    if version != FORMAT_VERSION:
+    if version != (readable := FORMAT_VERSIONS.get(kind, FIRST_VERSION)):
         raise InputError(
             f"{path}: has format version {version}, this vitdc ({__version__}) reads"
-            f" {FORMAT_VERSION}; run the step that wrote it again, or use the vitdc that wrote it"
+            f" {readable}; run the step that wrote it again, or use the vitdc that wrote it"
         )
     _verify_files(path, files)
     return dict(metadata)
 
 
-def _verify_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _verify_files(
+    path: Path, files: Mapping[str, Mapping[str, Any]], max_bytes: int | None = VERIFY_BYTES
+) -> None:
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
             raise InputError(f"{file}: missing; run the step that writes {path} again")
         size = file.stat().st_size
-        intact = size == expected["bytes"] and (
-            size > VERIFY_BYTES or sha256(file) == expected["sha256"]
-        )
+        hashed = max_bytes is None or size <= max_bytes
+        intact = size == expected["bytes"] and (not hashed or sha256(file) == expected["sha256"])
         if not intact:
             raise InputError(
                 f"{file}: corrupt (not the bytes that were written); run the step that writes"
@@ -226,11 +228,27 @@ def _verify_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
+def verify(path: Path) -> None:
+    """Check every payload file of an artifact by its hash, however large, e.g. after a download.
+
+    Raises:
+        InputError: One is missing, truncated or changed.
+    """
+    description = json.loads((Path(path) / "artifact.json").read_text(encoding="utf-8"))
+    _verify_files(Path(path), description["files"], max_bytes=None)
+
+
 def made_by(path: Path) -> dict[str, Any]:
     """What made the artifact at `path`: step, digests of its inputs, sections, seed."""
     description = json.loads((Path(path) / "artifact.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = description["made_by"]
     return found
+
+
+def payload_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of every payload file of the artifact at `path`, as it was written."""
+    description = json.loads((Path(path) / "artifact.json").read_text(encoding="utf-8"))
+    return {name: file["sha256"] for name, file in description["files"].items()}
 
 
 def digest(path: Path) -> str:

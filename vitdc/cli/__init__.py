@@ -36,9 +36,11 @@ COMMANDS = {
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
+    "promote": "Make a model the champion if it is better than the present one.",
+    "track": "Show what MLflow has not taken yet, or deliver it.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-OTHERS = ("run", "summary", "params")  # each in a module of its name
+OTHERS = ("run", "summary", "promote", "track", "params")  # each in a module of its name
 
 
 def find_command(name: str) -> click.Command:

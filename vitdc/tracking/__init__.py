@@ -10,6 +10,10 @@ Where every step is a process of its own (Kubeflow), `start_record` makes the ru
 `resume_record` continues it, and `end_record` says how the whole ended. If Kubeflow's MLflow plugin
 has made a run for the pipeline (MLFLOW_RUN_ID is the task's nested one), that run is used.
 
+What a runner tells goes through an outbox on disk and is delivered in the background, so that a
+training waits for no server and survives its absence; only making the run is done at once, so that
+a wrong address is known before hours of work.
+
 Records go to `sqlite:///mlflow.db` or wherever MLFLOW_TRACKING_URI points. Beside an SQLite file,
 artifacts lie in the folder `mlartifacts`; a server decides for itself where its artifacts lie.
 
@@ -18,10 +22,18 @@ Importing mlflow takes seconds, so that happens when a tracker is opened, not be
 naming          names, steps, and which parameters identify a run
 store           the store that MLFLOW_TRACKING_URI names
 record          one MLflow run
+journal         what MLflow has not taken yet, on disk
+outbox          its delivery in the background
+waiting         what earlier processes could not deliver
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
+registry        registered models: names, versions, aliases
+promotion       which version is the champion, and why
+download        a model of MLflow as a directory on this machine
+pyfunc          a model as `mlflow models serve` loads it
 """
 
+from vitdc.tracking.download import download_model
 from vitdc.tracking.naming import Point
 from vitdc.tracking.pipeline_runs import (
     end_record,
@@ -30,6 +42,7 @@ from vitdc.tracking.pipeline_runs import (
     resume_record,
     start_record,
 )
+from vitdc.tracking.promotion import Decision, promote
 from vitdc.tracking.tracker import (
     MlflowTracker,
     NullTracker,
@@ -39,14 +52,17 @@ from vitdc.tracking.tracker import (
 )
 
 __all__ = [
+    "Decision",
     "MlflowTracker",
     "NullTracker",
     "Point",
     "Tracker",
+    "download_model",
     "end_record",
     "find_model",
     "log_evaluation",
     "open_tracker",
+    "promote",
     "record_evaluated",
     "resume_record",
     "start_record",

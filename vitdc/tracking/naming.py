@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vitdc.artifacts import SPLITS, RoundRow
+from vitdc.artifacts import SPLITS, ClusteringScores, RoundRow
 from vitdc.config import Params
 from vitdc.errors import mask_credentials
 
@@ -22,6 +22,7 @@ _NOT_IDENTIFYING = (
 IDENTITY_TAG = "vitdc.identity"
 FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
+REGISTERED_TAG = "vitdc.registered_model"
 MODEL_TAG = "vitdc.model_uri"
 ORIGIN_TAG = "vitdc.data."  # and what is known of the data's origin, e.g. commit
 
@@ -38,10 +39,33 @@ class Point(NamedTuple):
 Points = dict[Point, float]
 
 
+class Told(NamedTuple):
+    """A value and when it was told, in milliseconds since 1970."""
+
+    value: float
+    time: int
+
+
+SYSTEM = "system/"  # MLflow's own name for what it shows under "System metrics"
+
+
 def round_points(rows: Iterable[RoundRow]) -> Points:
     """The metrics of rounds.csv under its own column names, step = round."""
     values = ((row.round, name, getattr(row, name)) for row in rows for name in ROUND_METRICS)
     return {Point(name, step): float(value) for step, name, value in values if value is not None}
+
+
+def score_points(round: int, scores: ClusteringScores) -> Points:
+    """How good a clustering is, under the names of rounds.csv where that has them."""
+    splits = {"train": scores.train, "test": scores.test}
+    values = {f"{key}_{s}": v for s, of in splits.items() for key, v in of._asdict().items()}
+    values |= {
+        "silhouette": scores.silhouette,
+        "changed": scores.changed,
+        "inertia": scores.inertia,
+        "empty_clusters": scores.num_empty,
+    }
+    return {Point(name, round): float(v) for name, v in values.items() if v is not None}
 
 
 def history_points(round: int, history: Sequence[Mapping[str, float | None]]) -> Points:
@@ -92,12 +116,9 @@ def run_identity(params: Params, *, content_hash: str) -> str:
 
 
 def run_name(params: Params, *, dataset_name: str) -> str:
-    """The chosen name, or one like `gamma=0.1 seed=0 k=10 digits`.
-
-    MLflow's lists show about 16 characters, so what most often differs comes first.
-    """
+    """The chosen name, or one like `digits k=10 gamma=0.1 seed=0`."""
     k, gamma = params.clustering.num_clusters, params.joint.gamma
-    return params.tracking.run_name or f"gamma={gamma:g} seed={params.seed} k={k} {dataset_name}"
+    return params.tracking.run_name or f"{dataset_name} k={k} gamma={gamma:g} seed={params.seed}"
 
 
 def flatten(

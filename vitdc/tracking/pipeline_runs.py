@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials
 from vitdc.tracking.naming import MODEL_TAG
 from vitdc.tracking.record import RunRecord, describe_run, find_run, injected_run, open_record
 from vitdc.tracking.store import find_experiment, open_store
-from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker
+from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
 
 _PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
 _EVALUATED = "EVALUATED"
@@ -48,7 +49,8 @@ def start_record(
     return f"{record.run_id}/{pipeline_run_id}"
 
 
-def resume_record(record: str) -> Tracker:
+@contextmanager
+def resume_record(record: str) -> Iterator[Tracker]:
     """Continue the run that `start_record` made; a failure is left to `end_record` to tell.
 
     Args:
@@ -57,10 +59,12 @@ def resume_record(record: str) -> Tracker:
     Raises:
         InputError: MLFLOW_TRACKING_URI cannot be used or has no such run.
     """
-    if not record:
-        return NullTracker()
-    with open_store() as client:
-        return MlflowTracker(RunRecord.resume(client, record.partition("/")[0]))
+    tracker: Tracker = NullTracker()
+    if record:
+        with open_store() as client:
+            tracker = MlflowTracker(RunRecord.resume(client, record.partition("/")[0]))
+    with reporting_to(tracker, failures=False):
+        yield tracker
 
 
 def record_evaluated(record: str, *, model_uri: str) -> None:

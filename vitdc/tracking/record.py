@@ -6,12 +6,10 @@ import getpass
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitdc import __version__
 from vitdc.config import Params
@@ -20,21 +18,31 @@ from vitdc.tracking.naming import (
     FAILURE_TAG,
     IDENTITY_TAG,
     ORIGIN_TAG,
+    REGISTERED_TAG,
     SUPERSEDES_TAG,
+    SYSTEM,
     Point,
-    Points,
+    Told,
     as_text,
     run_identity,
     run_name,
     run_params,
 )
-from vitdc.tracking.store import find_experiment, open_store
+from vitdc.tracking.registry import Scores, register_model, registered_name
+from vitdc.tracking.store import (
+    Trouble,
+    find_experiment,
+    open_store,
+    patience,
+    store_name,
+    trouble,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
+_UPLOAD_TIMEOUT = 300  # seconds: a server answers when its own store has the whole file
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # of one request
 
 
@@ -47,16 +55,24 @@ class RunDescription(NamedTuple):
     dataset_name: str
     content_hash: str
     origin: Mapping[str, str]
+    registered_model: str  # name for the final model; empty: it is not registered
 
 
 class RunRecord:
-    """One MLflow run, found or made by its identity; what is added twice is recorded once."""
+    """One MLflow run, found or made by its identity; what is added twice is recorded once.
+
+    Values are of two kinds. Results depend on nothing but the parameters, so another result at the
+    same place means that the code or the machine changed, and starts a new run. What was merely
+    measured (seconds, images per second) differs every time; there, the first one stays.
+    """
 
     def __init__(self, client: MlflowClient, run: Run, description: RunDescription) -> None:
         self._client = client
         self._run = run
         self._description = description
-        self._told: Points = {}
+        self._told: dict[Point, Told] = {}
+        self._unwritten: dict[Point, Told] = {}
+        self._histories: dict[str, dict[int, float]] = {}
         self._write_params()
 
     @classmethod
@@ -69,6 +85,9 @@ class RunRecord:
                 client.set_tag(run.info.run_id, key, value)
         else:
             run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
+            name = description.registered_model
+            if run and run.data.tags.get(REGISTERED_TAG, "") != name:  # for who resumes the run
+                client.set_tag(run.info.run_id, REGISTERED_TAG, name)
         return cls(client, run or _create_run(client, experiment_id, description), description)
 
     @classmethod
@@ -93,26 +112,126 @@ class RunRecord:
     def tags(self) -> Mapping[str, str]:
         return dict(self._run.data.tags)
 
-    @cached_property
-    def _recorded(self) -> Points:
-        """All points that are recorded (one request per metric, none for a new run)."""
+    @property
+    def finished(self) -> bool:
+        return bool(self._run.info.status == "FINISHED")
+
+    @property
+    def started(self) -> float:
+        """When the run was made, in seconds since 1970."""
+        return float(self._run.info.start_time) / 1000
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the journal of the run says about it."""
         return {
-            Point(key, metric.step): metric.value
-            for key in self._run.data.metrics
-            for metric in self._client.get_metric_history(self.run_id, key)
+            "run_id": self.run_id,
+            "name": str(self._run.info.run_name),
+            "identity": self._description.identity,
+            "registered_model": self._description.registered_model,
+            "uri": store_name(),
         }
 
-    def add(self, points: Points) -> None:
-        """Record the points that are not there yet."""
+    # --- delivery --------------------------------------------------------------------------------
+
+    def deliver(self, entry: Mapping[str, Any], folder: Path) -> None:
+        """Take an entry of the outbox (`vitdc.tracking.outbox`); a second time changes nothing.
+
+        Args:
+            entry: Its `kind` says which method below it is for.
+            folder: Of the files that entries name.
+        """
+        with patience(retries=0, timeout=_UPLOAD_TIMEOUT if "file" in entry else 15):
+            try:
+                self._deliver(entry, folder)
+            except Exception as error:
+                self._explain_trash(error)
+                raise
+
+    def _deliver(self, entry: Mapping[str, Any], folder: Path) -> None:
+        points = {Point(key, step): Told(v, t) for key, step, v, t in entry.get("points", ())}
+        match entry["kind"]:
+            case "points":
+                self.add(points, results=entry["results"])
+            case "tags":
+                self.tag(entry["tags"])
+            case "finish":
+                self.finish(points, complete=entry["complete"], tags=entry["tags"])
+            case "fail":
+                self.fail(entry["reason"])
+            case "file":
+                self._client.log_artifact(
+                    self.run_id, str(folder / entry["file"]), entry["folder"] or None
+                )
+            case "model":
+                register_model(
+                    self._client,
+                    self.run_id,
+                    folder / entry["file"],
+                    name=entry["name"],
+                    scores=Scores(entry["metrics"], entry["test_data"]),
+                )
+            case kind:
+                raise ValueError(f"{kind!r}: no such kind of entry; it is of another vitdc")
+
+    def answers(self) -> bool:
+        """Whether MLflow can be reached at all."""
+        try:
+            with patience(retries=0, timeout=5):
+                self._client.get_run(self.run_id)
+        except Exception:
+            return False
+        return True
+
+    def _explain_trash(self, error: Exception) -> None:
+        """Say that the run was deleted, if that is why MLflow takes nothing more."""
+        if trouble(error) is not Trouble.REFUSED:
+            return
+        try:
+            stage = self._client.get_run(self.run_id).info.lifecycle_stage
+        except Exception:  # the first error says it
+            return
+        if stage == "deleted":
+            raise InputError(
+                f"the run {self.run_id} is in MLflow's trash; `mlflow runs restore --run-id"
+                f" {self.run_id}` restores it"
+            ) from None
+
+    # --- what is recorded ------------------------------------------------------------------------
+
+    def add(self, points: Mapping[Point, Told], *, results: bool = True) -> None:
+        """Record the values that are not there yet."""
         self._told.update(points)
-        if any(self._recorded.get(point, value) != value for point, value in self._told.items()):
+        if results and any(
+            self._recorded(point, told.value) != told.value for point, told in points.items()
+        ):
             self._supersede()
         if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._set_status("RUNNING")
-        self._write({p: v for p, v in self._told.items() if p not in self._recorded})
+        self._unwritten.update({p: v for p, v in points.items() if self._recorded(p) is None})
+        self._write()
 
-    def finish(self, points: Points, *, complete: Iterable[str], tags: dict[str, str]) -> None:
+    def _recorded(self, point: Point, default: float | None = None) -> float | None:
+        """The value that is recorded at a point, or the default.
+
+        The load of the machine is never looked up: it has many values, and no two at one time.
+        """
+        if point.key.startswith(SYSTEM):
+            return default
+        return self._history(point.key).get(point.step, default)
+
+    def _history(self, key: str) -> dict[int, float]:
+        """All that is recorded of a metric: step -> value (one request, none for a new run)."""
+        if key not in self._histories:
+            known = key in self._run.data.metrics
+            found = self._client.get_metric_history(self.run_id, key) if known else []
+            self._histories[key] = {metric.step: metric.value for metric in found}
+        return self._histories[key]
+
+    def finish(
+        self, points: Mapping[Point, Told], *, complete: Iterable[str], tags: Mapping[str, str]
+    ) -> None:
         """Record the last points and that the run is done.
 
         Args:
@@ -121,13 +240,12 @@ class RunRecord:
                 belongs to another result.
             tags: Recorded, too.
         """
-        complete = frozenset(complete)
         told = {**self._told, **points}
-        if any(p.key in complete and p not in told for p in self._recorded):
+        if any(Point(key, step) not in told for key in complete for step in self._history(key)):
             self._supersede()
         self.add(points)
         self.tag(tags)
-        if self._run.info.status != "FINISHED":
+        if not self.finished:
             self._client.set_terminated(self.run_id, "FINISHED")
             self._run = self._client.get_run(self.run_id)
 
@@ -136,29 +254,27 @@ class RunRecord:
         for key, value in tags.items():
             self._client.set_tag(self.run_id, key, value)
 
-    def upload(self, directory: Path) -> None:
-        """Copy the files people read to the run, over those of an earlier time."""
-        for pattern in RESULT_FILES:
-            for file in sorted(directory.glob(pattern)):
-                folder = file.parent.relative_to(directory).as_posix()
-                folder_or_root = None if folder == "." else folder
-                self._client.log_artifact(self.run_id, str(file), folder_or_root)
-
     def fail(self, reason: str) -> None:
         """Record that the run ended badly; a run that had been finished before stays so."""
         if self._run.info.status != "RUNNING":
             return
         self._client.set_tag(self.run_id, FAILURE_TAG, as_text(reason))
         self._client.set_terminated(self.run_id, "FAILED")
+        self._run = self._client.get_run(self.run_id)
 
-    def _write(self, points: Points) -> None:
+    def _write(self) -> None:
+        """Send what is not recorded yet; what could not be sent is sent by the next call."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(p.key, value, now, p.step) for p, value in points.items()]
-        for start in range(0, len(metrics), _MAX_METRICS):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS])
-        self._recorded.update(points)
+        points = list(self._unwritten.items())
+        for start in range(0, len(points), _MAX_METRICS):
+            part = points[start : start + _MAX_METRICS]
+            metrics = [Metric(p.key, told.value, told.time, p.step) for p, told in part]
+            self._client.log_batch(self.run_id, metrics=metrics)
+            for point, told in part:
+                self._unwritten.pop(point)
+                if not point.key.startswith(SYSTEM):
+                    self._history(point.key)[point.step] = told.value
 
     def _write_params(self) -> None:
         """Record the parameters that are missing: all of a new run's."""
@@ -171,14 +287,18 @@ class RunRecord:
 
     def _supersede(self) -> None:
         """Put the run into the trash and start over with a fresh one."""
-        old = self.run_id
         if "MLFLOW_RUN_ID" in os.environ:  # it is Kubeflow's, and stays what it is
             return
-        self._client.delete_run(old)
-        self._run = _create_run(
-            self._client, self._run.info.experiment_id, self._description, {SUPERSEDES_TAG: old}
-        )
-        self._recorded = {}
+        old = self._client.get_run(self.run_id).info
+        newer = find_run(self._client, old.experiment_id, SUPERSEDES_TAG, old.run_id)
+        if newer is None:  # else this is the second attempt
+            tags = {SUPERSEDES_TAG: old.run_id}
+            newer = _create_run(self._client, old.experiment_id, self._description, tags)
+        if old.lifecycle_stage != "deleted":
+            self._client.delete_run(old.run_id)
+        self._run = newer
+        self._histories = {}
+        self._unwritten = dict(self._told)
         self._write_params()
 
     def _set_status(self, status: str) -> None:
@@ -229,7 +349,8 @@ def _create_run(
 
 def _run_tags(about: RunDescription) -> dict[str, str]:
     origin = {f"{ORIGIN_TAG}{key}": value for key, value in about.origin.items()}
-    return {IDENTITY_TAG: about.identity, **origin, **_provenance()}
+    known = {IDENTITY_TAG: about.identity, REGISTERED_TAG: about.registered_model}
+    return {**known, **origin, **_provenance()}
 
 
 def describe_run(
@@ -242,6 +363,7 @@ def describe_run(
         dataset_name=dataset_name,
         content_hash=content_hash,
         origin=origin or {},
+        registered_model=registered_name(params.tracking, dataset_name=dataset_name),
     )
 
 
@@ -256,6 +378,7 @@ def _description_of(run: Run) -> RunDescription:
         dataset_name=datasets[0].name if datasets else "",
         content_hash=source.pop("sha256", ""),
         origin=source,
+        registered_model=run.data.tags.get(REGISTERED_TAG, ""),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,6 +22,45 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACT_FOLDER = "mlartifacts"
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 _SCHEMES = (*_SQL_SCHEMES, "http", "https")
+_WAIT = (408, 409, 425, 429, 499)  # HTTP: too slow, conflict, too early, too many, cancelled
+_REFUSED = (401, 403, 404)
+_OF_OTHERS = ("sqlalchemy", "urllib3", "requests", "boto", "psycopg2", "sqlite3", "pymysql")
+
+
+class Trouble(Enum):
+    """What an error of a delivery means for the next one."""
+
+    OUTAGE = "try again later"
+    BLOCKED = "no use to go on before somebody does something"
+    REFUSED = "this will never be taken, the next may"
+
+
+def home() -> Path:
+    """Where the records of a person's work lie by default: the working directory.
+
+    `dvc exp run --temp` and `--queue` work in a temporary copy of the repository that is deleted
+    afterwards; then it is the repository itself.
+    """
+    here = Path.cwd()
+    for folder in here.parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return here
+
+
+def tracking_uri() -> str:
+    """The store that MLFLOW_TRACKING_URI names, or the default one."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri or DEFAULT_URI != "sqlite:///mlflow.db" or home() == Path.cwd():
+        return uri or DEFAULT_URI
+    return f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def store_name() -> str:
+    """The store by a name that does not depend on the working directory and holds no password."""
+    uri = tracking_uri()
+    file = sqlite_file(uri)
+    return mask_credentials(f"sqlite:///{file}" if file else uri)
 
 
 @contextmanager
@@ -28,7 +68,7 @@ def open_store(
     way_out: str = "set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
 ) -> Iterator[MlflowClient]:
     """The store that MLFLOW_TRACKING_URI names; what goes wrong with it is said in one line."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = tracking_uri()
     _check_scheme(uri)
     quiet_mlflow()
     with (
@@ -61,6 +101,7 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
@@ -165,6 +206,31 @@ def explaining(kind: type[Exception], *, problem: str, way_out: str) -> Iterator
         raise
     except Exception as error:
         raise kind(f"{problem}: {error_text(error)}; {way_out}") from error
+
+
+def trouble(error: BaseException) -> Trouble:
+    """What an error of mlflow, of a database or of the network means.
+
+    Anything that cannot be an answer to this very message counts as an outage.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, InputError):  # ours; without a cause it is e.g. a run in the trash
+        return trouble(error.__cause__) if error.__cause__ else Trouble.BLOCKED
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if isinstance(response, Mapping):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status is None and isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if status is not None:
+        if status in _REFUSED:
+            return Trouble.BLOCKED
+        return Trouble.REFUSED if 400 <= status < 500 and status not in _WAIT else Trouble.OUTAGE
+    if isinstance(error, FileNotFoundError):  # a file that was to be sent
+        return Trouble.REFUSED
+    known = isinstance(error, OSError) or type(error).__module__.startswith(_OF_OTHERS)
+    return Trouble.OUTAGE if known else Trouble.REFUSED
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,0 +1,480 @@
+"""What is told reaches MLflow in order and once, whoever dies on the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow_server import MlflowServer
+from test_tracking import HISTORY, METRICS, ROWS, evaluate, make_params, record
+
+from vitdc.cli import find_command
+from vitdc.errors import InputError
+from vitdc.tracking import journal, outbox
+from vitdc.tracking.journal import Entry, Journal, Numbered
+from vitdc.tracking.outbox import Outbox, Waiting
+from vitdc.tracking.waiting import waiting_runs
+
+ABOUT = {"run_id": "run", "name": "toy", "identity": "0", "uri": "sqlite:///none"}
+
+
+class Recipient:
+    """Takes entries as MLflow does, and fails as it is told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[Entry] = []
+        self.error: Exception | None = None
+        self.refuses: Any = lambda entry: None
+        self.attempts = 0
+        self.lock = threading.Lock()
+
+    def deliver(self, entry: Entry, folder: Path) -> None:
+        with self.lock:
+            self.attempts += 1
+            error = self.error or self.refuses(entry)
+            if error:
+                raise error
+            content = (folder / entry["file"]).read_text() if "file" in entry else None
+            self.taken.append({**entry, "content": content})
+
+    def answers(self) -> bool:
+        return self.error is None
+
+    @property
+    def steps(self) -> list[int]:
+        return [point[1] for entry in self.taken for point in entry.get("points", ())]
+
+
+@pytest.fixture
+def recipient() -> Recipient:
+    return Recipient()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "PAUSES", (0.05,))
+    monkeypatch.setattr(outbox, "INTERVAL", 0.0)
+
+
+def open_outbox(directory: Path, recipient: Recipient) -> Outbox:
+    return Outbox(ABOUT, lambda: recipient, directory=directory)
+
+
+def tell(box: Outbox, *steps: int) -> None:
+    for step in steps:
+        box.tell("points", points=[("loss", step, 0.5, 1000 + step)], results=True)
+
+
+# --- the journal ---------------------------------------------------------------------------------
+
+ENTRIES = st.lists(
+    st.fixed_dictionaries({"kind": st.just("tags"), "time": st.floats(0, 1e9), "tags": st.text()}),
+    max_size=8,
+)
+
+
+@given(entries=ENTRIES, share=st.floats(0, 1))
+def test_a_journal_that_is_cut_off_anywhere_holds_what_came_before(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], share: float
+) -> None:
+    held = Journal.create(tmp_path_factory.mktemp("journal"))
+    ends = [0]
+    for number, entry in enumerate(entries, start=1):
+        held.append(Numbered(number, entry))
+        ends.append(held.path.stat().st_size)
+    cut = int(share * ends[-1])
+    os.truncate(held.path, cut)
+    whole = sum(end <= cut for end in ends) - 1
+    assert [each.entry for each in held.waiting()] == entries[:whole]
+    held.close()
+    again = Journal.hold(held.path)
+    assert again
+    again.append(Numbered(99, {"kind": "tags", "time": 0.0, "tags": "after"}))
+    assert [each.number for each in again.waiting()] == [*range(1, whole + 1), 99]
+    again.delete()
+
+
+@given(entries=ENTRIES, taken=st.sets(st.integers(1, 8)))
+def test_what_is_delivered_does_not_wait(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], taken: set[int]
+) -> None:
+    held = Journal.create(tmp_path_factory.mktemp("journal"))
+    for number, entry in enumerate(entries, start=1):
+        held.append(Numbered(number, entry))
+    held.delivered(taken)
+    left = [number for number in range(1, len(entries) + 1) if number not in taken]
+    assert [each.number for each in journal.read(held.path)] == left
+    held.delete()
+
+
+def test_a_journal_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    held = Journal.create(tmp_path / "run")
+    assert list(journal.take_over(tmp_path / "run")) == []
+    held.close()
+    (taken,) = journal.take_over(tmp_path / "run")
+    taken.delete()
+    assert not (tmp_path / "run").exists()
+
+
+# --- delivery ------------------------------------------------------------------------------------
+
+
+def test_what_is_told_arrives_in_order_and_leaves_nothing(
+    tmp_path: Path, recipient: Recipient
+) -> None:
+    box = open_outbox(tmp_path / "box", recipient)
+    tell(box, *range(50))
+    box.tell("tags", tags={"a": "b"})
+    tell(box, 50)
+    assert not box.close()
+    assert recipient.steps == [*range(51)]
+    assert [e["kind"] for e in recipient.taken if e["kind"] == "tags"] == ["tags"]
+    assert recipient.taken[-1]["points"] == [("loss", 50, 0.5, 1050)]
+    assert list((tmp_path / "box").iterdir()) == []
+
+
+@settings(max_examples=20)
+@given(outages=st.lists(st.booleans(), max_size=12), num=st.integers(1, 12))
+def test_outages_change_neither_order_nor_number(
+    tmp_path_factory: pytest.TempPathFactory, outages: list[bool], num: int
+) -> None:
+    recipient = Recipient()
+    answers = iter(outages)
+    recipient.refuses = lambda entry: OSError("away") if next(answers, False) else None
+    box = open_outbox(tmp_path_factory.mktemp("box"), recipient)
+    tell(box, *range(num))
+    assert not box.close()
+    assert recipient.steps == [*range(num)]
+
+
+def test_a_server_that_goes_away_is_said_once_and_everything_arrives_later(
+    tmp_path: Path, recipient: Recipient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="vitdc")
+    box = open_outbox(tmp_path, recipient)
+    recipient.error = ConnectionError("no route")
+    for step in range(5):
+        tell(box, step)
+        time.sleep(0.06)
+    assert box.flush(patience=0).points == 5
+    assert recipient.attempts > 2
+    recipient.error = None
+    assert not box.close()
+    assert recipient.steps == [0, 1, 2, 3, 4]
+    said = [r.getMessage() for r in caplog.records]
+    assert sum("cannot be reached: no route; going on" in text for text in said) == 1
+    assert "all that was kept is delivered" in said[-1]
+
+
+def test_what_is_left_at_the_end_is_delivered_by_the_next_process_before_its_own(
+    tmp_path: Path, recipient: Recipient, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipient.error = ConnectionError("no route")
+    first = open_outbox(tmp_path, recipient)
+    (tmp_path / "report.html").write_text("first")
+    first.tell("file", keep=tmp_path / "report.html", folder="")
+    tell(first, 0, 1)
+    left = first.close(patience=0)
+    assert (left.points, left.files) == (2, 1)
+    assert "2 values, 1 file" in caplog.text
+    assert "vitdc track --resume" in caplog.text
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").write_text("of another run")
+    recipient.error = None
+    second = open_outbox(tmp_path, recipient)
+    tell(second, 2)
+    assert not second.close()
+    assert recipient.steps == [0, 1, 2]
+    assert [entry["content"] for entry in recipient.taken if "file" in entry] == ["first"]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
+
+
+def test_a_bad_value_is_set_aside_and_does_not_hold_up_the_rest(
+    tmp_path: Path, recipient: Recipient, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    bad = MlflowException.invalid_parameter_value("no such tag")
+    recipient.refuses = lambda entry: bad if entry["kind"] == "tags" else None
+    (tmp_path / "file").write_text("content")
+    box = open_outbox(tmp_path / "box", recipient)
+    tell(box, 0)
+    box.tell("tags", tags={"bad": "1"})
+    tell(box, 1)
+    box.tell("tags", tags={"bad": "2"}, keep=tmp_path / "file")
+    assert not box.close()
+    assert recipient.steps == [0, 1]
+    assert caplog.text.count("does not take") == 1
+    first, second = journal.refused(tmp_path / "box" / "run")
+    assert (first["tags"], first["reason"]) == ({"bad": "1"}, "no such tag")
+    assert (tmp_path / "box" / "run" / second["file"]).read_text() == "content"
+    (left,) = waiting_runs(tmp_path / "box")
+    assert (left.refused, bool(left.waiting)) == (2, False)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_run_that_is_refused_is_not_tried_for_ever(
+    tmp_path: Path, recipient: Recipient, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    import requests
+
+    response = requests.Response()
+    response.status_code = status
+    recipient.error = requests.HTTPError("not yours", response=response)
+    box = open_outbox(tmp_path, recipient)
+    tell(box, 0)
+    assert box.flush().points == 1
+    tell(box, 1)
+    started = time.monotonic()
+    assert box.close().points == 2
+    assert time.monotonic() - started < outbox.PATIENCE / 2, "it waits for nobody"
+    assert recipient.attempts == 1
+    assert "refuses this run: not yours" in caplog.text
+    recipient.error = None
+    assert not open_outbox(tmp_path, recipient).close()
+    assert recipient.steps == [0, 1]
+
+
+def test_a_store_of_files_that_is_away_does_not_hold_up_values(
+    tmp_path: Path, recipient: Recipient
+) -> None:
+    recipient.refuses = lambda entry: OSError("no bucket") if "file" in entry else None
+    (tmp_path / "file").write_text("content")
+    box = open_outbox(tmp_path / "box", recipient)
+    box.tell("file", keep=tmp_path / "file", folder="")
+    tell(box, 0, 1)
+    assert box.flush(patience=0.5) == Waiting(0, 1, 0, box.flush(patience=0).since)
+    assert recipient.steps == [0, 1]
+    recipient.refuses = lambda entry: None
+    assert not box.close()
+    assert recipient.taken[-1]["content"] == "content"
+
+
+def test_a_disk_that_is_full_loses_nothing_while_the_process_lives(
+    tmp_path: Path,
+    recipient: Recipient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*args: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    box = open_outbox(tmp_path, recipient)
+    with monkeypatch.context() as disk:
+        disk.setattr(journal.os, "write", full)
+        tell(box, 0, 1)
+    tell(box, 2)
+    assert not box.close()
+    assert recipient.steps == [0, 1, 2]
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_telling_waits_for_nobody(tmp_path: Path, recipient: Recipient) -> None:
+    with recipient.lock:  # a delivery hangs
+        box = open_outbox(tmp_path, recipient)
+        started = time.monotonic()
+        tell(box, *range(200))
+        assert time.monotonic() - started < 5
+    assert not box.close()
+    assert recipient.steps == [*range(200)]
+
+
+@pytest.mark.parametrize("temporary", [False, True])
+def test_the_outbox_outlives_a_temporary_experiment_of_dvc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temporary: bool
+) -> None:
+    monkeypatch.delenv("VITDC_OUTBOX", raising=False)
+    monkeypatch.delenv("VITDC_SCRATCH", raising=False)
+    here = tmp_path / ".dvc/tmp/exps/tmp123" if temporary else tmp_path
+    here.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    assert outbox.outbox_directory() == tmp_path / ".mlflow-outbox"
+    monkeypatch.setenv("VITDC_SCRATCH", str(tmp_path / "scratch"))
+    assert outbox.outbox_directory() == tmp_path / "scratch" / "mlflow-outbox"
+    monkeypatch.setenv("VITDC_OUTBOX", str(tmp_path / "chosen"))
+    assert outbox.outbox_directory() == tmp_path / "chosen"
+
+
+# --- a real server -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("server")
+    running = MlflowServer(Path(shutil.copy(empty_store, folder / "mlflow.db")))
+    running.start()
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+def served(server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("VITDC_OUTBOX", str(tmp_path / "outbox"))
+    monkeypatch.chdir(tmp_path)
+    if server.is_down:
+        server.start()
+    return server
+
+
+def run_in(server: MlflowServer, experiment: str) -> Run:
+    """The only run of an experiment, read from the store itself."""
+    client = MlflowClient(f"sqlite:///{server.store}")
+    found = client.get_experiment_by_name(experiment)
+    assert found
+    (run,) = client.search_runs([found.experiment_id])
+    return run
+
+
+def recorded(server: MlflowServer, run: Run, key: str) -> list[tuple[int, float]]:
+    """Steps and values in the order of their rows: each row is a value that was taken."""
+    with sqlite3.connect(server.store) as connection:
+        query = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY rowid"
+        return list(connection.execute(query, (run.info.run_id, key)))
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_sent_twice_is_recorded_once(served: MlflowServer) -> None:
+    from mlflow.entities import Metric
+
+    client = MlflowClient(served.uri)
+    run = client.create_run(client.create_experiment("twice"))
+    metrics = [Metric("loss", 1 / step, 1000 + step, step) for step in range(1, 5)]
+    for part in (metrics[:3], metrics, metrics[1:]):
+        client.log_batch(run.info.run_id, metrics=part)
+    assert [step for step, _ in recorded(served, run, "loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_of_a_run_gets_everything_once(
+    served: MlflowServer, results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = make_params(tracking={"experiment": "killed"})
+    epochs = [{"epoch": e, "loss": 1 / e} for e in range(1, 31)]
+    with record(params) as tracker:
+        for done in range(1, 31):
+            if done == 10:
+                assert not tracker.flush()
+                served.kill()
+            if done == 20:
+                time.sleep(1)
+                served.start()
+            tracker.log_history(0, epochs[:done])
+        tracker.log_result(rows=ROWS, metrics=METRICS, results=results)
+    run = run_in(served, "killed")
+    assert run.info.status == "FINISHED"
+    assert recorded(served, run, "pretraining/loss") == [(e, 1 / e) for e in range(1, 31)]
+    assert [step for step, _ in recorded(served, run, "nmi_test")] == [0, 1, 2]
+    client = MlflowClient(served.uri)
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"report.html"}
+    assert caplog.text.count("cannot be reached") == 1
+    assert not waiting_runs()
+
+
+WORKER = """
+import sys, time
+from vitdc.config import Params
+from vitdc.tracking import open_tracker, outbox
+outbox.INTERVAL = 0.05
+params = Params.parse({"tracking": {"experiment": sys.argv[1]}}, where="test")
+with open_tracker(params, dataset_name="digits", content_hash="1" * 64) as tracker:
+    for epoch in range(1, 10_000):
+        tracker.log_history(0, [{"epoch": epoch, "loss": 1 / epoch}])
+        print(epoch, flush=True)
+        time.sleep(0.01)
+"""
+
+
+def work_until(epoch: int, experiment: str) -> int:
+    """A process that records and is killed in the middle; returns the last epoch it told."""
+    command = [sys.executable, "-c", WORKER, experiment]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if int(line) >= epoch:
+                break
+        process.kill()
+        return max([int(line), *map(int, process.stdout.read().split())])
+
+
+@pytest.mark.slow
+def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: MlflowServer) -> None:
+    first = work_until(50, "turns")
+    run = run_in(served, "turns")
+    second = work_until(first + 50, "turns")  # tells the first ones again, as a repeated stage
+    served.kill()
+    (left,) = waiting_runs() or [None]
+    shown = CliRunner().invoke(find_command("track"), [])
+    if left:
+        assert run.info.run_id in shown.output
+        failed = CliRunner().invoke(find_command("track"), ["--resume"])
+        assert isinstance(failed.exception, InputError), "one line, exit code 2"
+        assert served.uri in str(failed.exception)
+    served.start()
+    done = CliRunner().invoke(find_command("track"), ["--resume"])
+    assert done.exit_code == 0, done.output
+    steps = [step for step, _ in recorded(served, run, "pretraining/loss")]
+    last = max(first, second)
+    assert steps[: last - 1] == [*range(1, last)], "in order, once"
+    assert len(steps) in (last, last - 1, last + 1)
+    assert "Nothing is waiting" in CliRunner().invoke(find_command("track"), []).output
+
+
+@pytest.mark.slow
+def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
+    served: MlflowServer, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE", 0.0)
+    params = make_params(tracking={"experiment": "stages"})
+    with record(params) as tracker:
+        tracker.log_history(0, HISTORY)
+        assert not tracker.flush()
+        served.kill()
+        tracker.log_rounds(ROWS)
+    evaluate(params, results)
+    (left,) = waiting_runs()
+    assert left.waiting.files == 4
+    other = make_params(tracking={"experiment": "stages"}, seed=1)
+    with pytest.raises(InputError, match="refused"), record(other):
+        pass
+    served.start()
+    assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
+    run = run_in(served, "stages")
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in recorded(served, run, "nmi_test")] == [0, 1, 2]
+    assert run.data.tags["vitdc.stop_reason"] == "converged"
+
+
+@pytest.mark.slow
+def test_a_run_deleted_while_it_is_recorded_is_said_once_and_kept(
+    served: MlflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with record(make_params(tracking={"experiment": "deleted"})) as tracker:
+        run = run_in(served, "deleted")
+        MlflowClient(served.uri).delete_run(run.info.run_id)
+        tracker.log_history(0, HISTORY)
+        tracker.flush()
+        tracker.log_rounds(ROWS)
+    assert caplog.text.count("in MLflow's trash") == 1
+    assert len(waiting_runs()) == 1
+    MlflowClient(served.uri).restore_run(run.info.run_id)
+    assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
+    assert [step for step, _ in recorded(served, run, "pretraining/loss")] == [1, 2]

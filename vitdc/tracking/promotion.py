@@ -1,0 +1,255 @@
+"""Who is the champion: an alias of a registered model that only a better version takes over.
+
+Scores are compared only if they are of the same test images, which their hash tells. What was
+decided is recorded with both scores on the version that was judged and on the run that made it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdc.artifacts import Dataset
+from vitdc.errors import InputError
+from vitdc.tracking.download import fetch
+from vitdc.tracking.registry import (
+    TEST_DATA_TAG,
+    find_version,
+    locate,
+    named_model,
+    score_tag,
+    version_of_run,
+)
+from vitdc.tracking.store import open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+_ALIAS = re.compile(r"(?!(?i:latest|v\d+)$)[\w-]+")
+METRICS = ("nmi_test", "ari_test", "acc_test")  # higher is better, as for all of them
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version takes over an alias, and by what.
+
+    Attributes:
+        model: Name of the registered model.
+        alias: Which alias it is about.
+        version: The version that was judged.
+        score: Its score; None if it has none, which only a first champion may.
+        champion: The version that had the alias; None if none had it.
+        champion_score: The score of that version.
+        metric: Which score.
+        margin: By how much more than this the score has to be better.
+        test_data: Hash of the test images that both scores are of.
+        promoted: Whether the alias moves.
+        time: When it was decided, UTC.
+        by: Who decided.
+    """
+
+    model: str
+    alias: str
+    version: str
+    score: float | None
+    champion: str | None
+    champion_score: float | None
+    metric: str
+    margin: float
+    test_data: str
+    promoted: bool
+    time: str
+    by: str
+
+    @property
+    def difference(self) -> float | None:
+        """How much better than the champion the version is."""
+        if self.score is None or self.champion_score is None:
+            return None
+        return self.score - self.champion_score
+
+
+def promote(
+    model: str | None,
+    *,
+    alias: str = "champion",
+    metric: str = "nmi_test",
+    margin: float = 0.0,
+    dataset: Path | None = None,
+    dry_run: bool = False,
+) -> Decision:
+    """Let a version take over an alias if it is better than the one that has it.
+
+    Args:
+        model: NAME, NAME/VERSION, models:/NAME/VERSION or the id of a run; None means the newest
+            version of the only registered model.
+        alias: The alias.
+        metric: One of `METRICS`.
+        margin: The score has to be better by more than this.
+        dataset: Directory of a Dataset on whose test split both versions are scored anew; None
+            compares the scores that their runs had.
+        dry_run: Decide only; nothing is changed or recorded.
+
+    Raises:
+        InputError: There is no such model, it is not one that vitdc logged, or the scores cannot be
+            compared.
+    """
+    if not _ALIAS.fullmatch(alias):
+        raise InputError(
+            f"--alias {alias}: MLflow takes letters, digits, - and _, and neither `latest` nor v1,"
+            " v2, ..."
+        )
+    with open_store(way_out="set MLFLOW_TRACKING_URI to where the model is registered") as client:
+        version = _chosen_version(client, model)
+        champion = _holder(client, version.name, alias)
+        decision = _decide(
+            client, version, champion, alias=alias, metric=metric, margin=margin, dataset=dataset
+        )
+        if not dry_run and decision.version != decision.champion:
+            _record(client, version, decision)
+            if decision.promoted:
+                client.set_registered_model_alias(version.name, alias, version.version)
+        return decision
+
+
+def _chosen_version(client: MlflowClient, model: str | None) -> ModelVersion:
+    if model is None:
+        return find_version(client, f"models:/{named_model(client)}")
+    if model.startswith("models:"):
+        return find_version(client, model)
+    return version_of_run(client, model) or find_version(client, f"models:/{model}")
+
+
+def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that has the alias."""
+    number = client.get_registered_model(name).aliases.get(alias)
+    return client.get_model_version(name, str(number)) if number else None
+
+
+def _decide(
+    client: MlflowClient,
+    version: ModelVersion,
+    champion: ModelVersion | None,
+    *,
+    alias: str,
+    metric: str,
+    margin: float,
+    dataset: Path | None,
+) -> Decision:
+    models = [version, champion] if champion and champion.version != version.version else [version]
+    fetched = [_fetch(client, each) for each in models]  # what cannot be read is no champion
+    if dataset:
+        images = Dataset.load(dataset)
+        scores = [_measure(model, images, metric) for model in fetched]
+        test_data = images.split_hash("test")
+    else:
+        scores = [_recorded(each, metric) for each in models]
+        test_data = _common_test_data(models)
+    if len(models) > 1 and None in scores:
+        unscored = models[scores.index(None)]
+        raise InputError(
+            f"{_uri(unscored)}: has no {metric}, because its test images had no labels; give"
+            " --dataset DIR, a prepared data set with labels, to score both versions on it"
+        )
+    score, champion_score = scores[0], scores[-1] if champion else None
+    better = score is not None and champion_score is not None and score > champion_score + margin
+    return Decision(
+        model=version.name,
+        alias=alias,
+        version=str(version.version),
+        score=score,
+        champion=str(champion.version) if champion else None,
+        champion_score=champion_score,
+        metric=metric,
+        margin=margin,
+        test_data=test_data,
+        promoted=champion is None or better,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        by=_user(),
+    )
+
+
+def _fetch(client: MlflowClient, version: ModelVersion) -> Path:
+    uri = _uri(version)
+    return fetch(client, locate(client, uri), uri)
+
+
+def _uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
+
+
+def _recorded(version: ModelVersion, metric: str) -> float | None:
+    value = version.tags.get(score_tag(metric))
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        raise InputError(
+            f"{_uri(version)}: its tag {score_tag(metric)} is {value!r}, not a score"
+        ) from None
+
+
+def _common_test_data(versions: list[ModelVersion]) -> str:
+    """The hash of the test images that all the versions were scored on."""
+    known = {_uri(version): version.tags.get(TEST_DATA_TAG, "") for version in versions}
+    if len(versions) > 1 and (len(set(known.values())) > 1 or "" in known.values()):
+        shown = " and ".join(f"{uri} ({data[:12] or 'unknown'})" for uri, data in known.items())
+        raise InputError(
+            f"{shown} were not scored on the same test images, so their scores say nothing about"
+            " each other; give --dataset DIR, a prepared data set, to score both on it"
+        )
+    return known[_uri(versions[0])]
+
+
+def _measure(model: Path, images: Dataset, metric: str) -> float | None:
+    """The score of a model on the test split."""
+    from vitdc.metrics import score_split
+    from vitdc.prediction import Predictor
+
+    if not images.test.has_labels:
+        raise InputError(
+            f"--dataset {images.path}: no image of its test split has a label to score against"
+        )
+    found = Predictor.load(model).predict(images.test.images)
+    scores = score_split(images.test.labels, found.cluster)
+    value: float | None = getattr(scores, metric.removesuffix("_test"))
+    return value
+
+
+def _user() -> str:
+    if name := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        return name
+    with suppress(KeyError, OSError, ImportError):  # a container's user without a name
+        return getpass.getuser()
+    return "unknown"
+
+
+def _record(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
+    """Write the decision down before it is carried out: nothing moves without a reason."""
+    tag = f"vitdc.promotion.{decision.alias}"
+    text = json.dumps(asdict(decision))
+    client.set_model_version_tag(version.name, version.version, tag, text)
+    if version.run_id and client.get_run(version.run_id).info.lifecycle_stage == "active":
+        client.set_tag(version.run_id, tag, text)
+    if decision.promoted:
+        lines = filter(None, (version.description, in_words(decision)))
+        client.update_model_version(version.name, version.version, "\n\n".join(lines))
+
+
+def in_words(decision: Decision) -> str:
+    """The decision as a sentence, e.g. for the description of the version."""
+    verdict = "took over" if decision.promoted else "did not take over"
+    reason = (
+        f"{decision.metric} {decision.score:.4f} against {decision.champion_score:.4f} of version"
+        f" {decision.champion}, margin {decision.margin:g}, test data {decision.test_data[:12]}"
+        if decision.score is not None and decision.champion_score is not None
+        else "it is the first"
+    )
+    return f"{decision.time} {decision.by}: {verdict} `{decision.alias}`: {reason}."

@@ -1,0 +1,163 @@
+"""How typical an image is of its cluster, which is what `unsure` is decided by.
+
+The distance to the centroid alone does not tell: an embedding that is trained to separate classes
+maps whatever it is shown near one of them. What gives a strange image away are directions in which
+the cluster's own images hardly vary, and pixels that the embedding has learnt to ignore. So an
+image is described by z and a thumbnail together, and its **atypicality** is the Mahalanobis
+distance to the mean of its cluster, under the covariance that all clusters share.
+
+Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
+Attacks" (NeurIPS 2018) use this distance; the limit is that of split conformal prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+THUMBNAIL_SIDE = 8  # pixels; images that are smaller are their own thumbnail
+GREY_LEVEL = 1 / 255  # a pixel's deviation counts as no smaller, also where it never varied
+EMBEDDING_RIDGE = 1e-3  # of the mean variance of z, added to each: few images do not span z
+CHUNK_SIZE = 4096  # images described at a time
+
+
+class Typicality(NamedTuple):
+    """What the images of every cluster look like.
+
+    Attributes:
+        mean: (K, M) float32: mean description of every cluster; that of all images where a
+            cluster is empty.
+        whitening: (M, M) float32: makes the covariance within clusters the identity.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+
+
+def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """z and the thumbnail of every image.
+
+    Args:
+        embedding: (N, D) float32.
+        images: (N, H, W, C) uint8.
+
+    Returns:
+        (N, M) float32.
+    """
+    return np.concatenate([embedding, thumbnails(images).reshape(len(images), -1)], axis=1)
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1]: means over equal areas."""
+    rows, columns = (_averaging(side) for side in images.shape[1:3])
+    small: np.ndarray = np.einsum(
+        "ih,nhwc,jw->nijc", rows, images.astype(np.float32), columns, optimize=True
+    )
+    return small * np.float32(GREY_LEVEL)
+
+
+def _averaging(side: int) -> np.ndarray:
+    """(h, side) float32: weight of every pixel in every pixel of the thumbnail; rows sum to 1."""
+    small = min(side, THUMBNAIL_SIDE)
+    edges = np.arange(small + 1) * (side / small)
+    pixels = np.arange(side)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights: np.ndarray = np.maximum(covered, 0) * (small / side)
+    return weights.astype(np.float32)
+
+
+def fit(
+    embedding: np.ndarray, images: np.ndarray, assignment: np.ndarray, *, num_clusters: int
+) -> Typicality:
+    """Learn what the images of every cluster look like, streaming.
+
+    Args:
+        embedding: (N, D) float32 of the training images, N >= 1; may be memory-mapped.
+        images: (N, H, W, C) uint8, likewise.
+        assignment: (N,) cluster of every image.
+        num_clusters: K.
+    """
+    counts = np.bincount(assignment, minlength=num_clusters)
+    dim = embedding.shape[1] + thumbnails(images[:1]).size
+    sums, products = np.zeros((num_clusters, dim)), np.zeros((dim, dim))
+    for rows, description in _described(embedding, images):
+        wide = description.astype(np.float64)
+        np.add.at(sums, assignment[rows], wide)
+        products += wide.T @ wide
+    mean = np.where(
+        counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], sums.sum(axis=0) / counts.sum()
+    )
+    covariance = (products - (mean * counts[:, None]).T @ mean) / counts.sum()
+    covariance[np.diag_indices(dim)] += _ridge(covariance, embedding.shape[1])
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    return Typicality(mean.astype(np.float32), whitening.astype(np.float32))
+
+
+def _ridge(covariance: np.ndarray, embedding_dim: int) -> np.ndarray:
+    """(M,) what is added to the variances, so that none is zero."""
+    variance = np.diag(covariance)[:embedding_dim].mean()
+    ridge = np.full(len(covariance), GREY_LEVEL**2)
+    ridge[:embedding_dim] = max(EMBEDDING_RIDGE * variance, np.finfo(np.float32).eps)
+    return ridge
+
+
+def atypicality(
+    typicality: Typicality, embedding: np.ndarray, images: np.ndarray, assignment: np.ndarray
+) -> np.ndarray:
+    """(N,) float32: how far every image is from the typical one of its cluster, in deviations.
+
+    Args:
+        typicality: From `fit`.
+        embedding: (N, D) float32; may be memory-mapped.
+        images: (N, H, W, C) uint8, likewise.
+        assignment: (N,) cluster of every image.
+    """
+    found = np.empty(len(images), np.float32)
+    for rows, description in _described(embedding, images):
+        deviation = description - typicality.mean[assignment[rows]]
+        found[rows] = np.linalg.norm(deviation @ typicality.whitening, axis=1)
+    return found
+
+
+def leave_one_out(values: np.ndarray, assignment: np.ndarray) -> np.ndarray:
+    """The atypicality of the images of `fit`, as if each had been left out when it was fitted.
+
+    What is typical was fitted to these images; the fewer there are, the more it flatters them. The
+    correction is exact (Sherman and Morrison's formula) except that the ridge stays the same.
+
+    Args:
+        values: (N,) atypicality of exactly the images of `fit`, in any order.
+        assignment: (N,) their clusters.
+
+    Returns:
+        (N,) float32; inf for an image that is alone in its cluster.
+    """
+    counts = np.bincount(assignment)[assignment].astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = counts / (counts - 1)  # the mean without the image lies so much farther from it
+        squared = np.square(values, dtype=np.float64) / len(values)
+        squared = moved**2 * squared / np.maximum(1 - moved * squared, 0) * (len(values) - 1)
+    return np.sqrt(np.where(counts > 1, squared, np.inf)).astype(np.float32)
+
+
+def _described(embedding: np.ndarray, images: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, len(images), CHUNK_SIZE):
+        rows = slice(start, start + CHUNK_SIZE)
+        yield rows, describe(np.asarray(embedding[rows]), images[rows])
+
+
+def limit(values: np.ndarray, *, rate: float) -> float:
+    """The atypicality that a further image like these exceeds with a probability of at most `rate`.
+
+    Args:
+        values: (N,) of images that had no part in the training, in any order.
+        rate: In (0, 1).
+
+    Returns:
+        The split conformal quantile; inf where there are too few values for the rate.
+    """
+    position = math.ceil((1 - rate) * (len(values) + 1))
+    return float(np.sort(values)[position - 1]) if position <= len(values) else math.inf
