@@ -27,7 +27,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from toys import contents
 
 import vitdc
@@ -429,9 +429,8 @@ class OfTables(DeepClustering):
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         return super().score(X, y)
 
-    def _embed(self, images: Any) -> np.ndarray:
-        check_is_fitted(self)
-        return super()._embed(self._pictures(validate_data(self, images, reset=False)))
+    def _batches(self, images: Any) -> Iterator[np.ndarray]:
+        return super()._batches(self._pictures(validate_data(self, images, reset=False)))
 
     def _pictures(self, table: np.ndarray) -> np.ndarray:
         scaled = (table - self._low) / max(self._high - self._low, 1)

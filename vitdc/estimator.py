@@ -54,6 +54,7 @@ from vitdc.evaluation import Findings, complete_rows
 from vitdc.model import load_model
 from vitdc.prediction import Prediction, Predictor, find_model_directory
 from vitdc.progress import showing_progress
+from vitdc.typicality import Typicality
 
 KNOBS = {
     "num_clusters": ("clustering", "num_clusters"),
@@ -375,7 +376,11 @@ class DeepClustering(
 
     def assign(self, images: Any) -> Prediction:
         """Cluster, distance, second-nearest distance, margin and whether it is unsure."""
-        return self.predictor_.assign(self._embed(images))
+        predictor = self.predictor_
+        with showing_progress(bool(self.verbose)):
+            parts = [predictor.predict(batch) for batch in self._batches(images)]
+        parts = parts or [predictor.predict(np.empty((0, *predictor.image_shape), np.uint8))]
+        return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def score(self, images: Any, labels: Any) -> float:
         """NMI of the predicted clusters with the labels, in [0, 1]; unknown labels do not count.
@@ -596,7 +601,10 @@ def _in_memory(clustering: Clustering) -> Clustering:
         for name in artifacts.SPLITS
         for split in (clustering.split(name),)
     }
-    return replace(clustering, **splits)
+    typicality = Typicality(*(np.array(array) for array in clustering.typicality))
+    return replace(
+        clustering, centroids=np.array(clustering.centroids), typicality=typicality, **splits
+    )
 
 
 def _knob_lines() -> str:

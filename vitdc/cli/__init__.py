@@ -38,9 +38,10 @@ COMMANDS = {
     "summary": "Print the scores and the rounds of a results directory (default: results).",
     "promote": "Make a model the champion if it is better than the present one.",
     "track": "Show what MLflow has not taken yet, or deliver it.",
+    "export": "Write a model as ONNX, as a torch.export archive or as safetensors.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-OTHERS = ("run", "summary", "promote", "track", "params")  # each in a module of its name
+OTHERS = ("run", "summary", "promote", "track", "export", "params")  # each in a module of its name
 
 
 def find_command(name: str) -> click.Command:

@@ -183,7 +183,11 @@ class FileSource:
 
 
 def stream_images(
-    store: Store | None, config: DataConfig, shape: tuple[int, int, int]
+    store: Store | None,
+    config: DataConfig,
+    shape: tuple[int, int, int],
+    *,
+    limit: int | None = None,
 ) -> Generator[np.ndarray]:
     """Decode all images of a store in the order of their names, whatever folders they are in.
 
@@ -191,6 +195,7 @@ def stream_images(
         store: Where they are.
         config: Its num_workers and max_pixels count.
         shape: (H, W, C) that is wanted; H = W.
+        limit: Only so many images, the first.
 
     Yields:
         (n, H, W, C) uint8.
@@ -204,7 +209,7 @@ def stream_images(
             f"{store.location}: image files are cropped to squares, but the model takes images of"
             f" {shape[0]}x{shape[1]}; give them as arrays"
         )
-    names = select_images(store.names(), store.location)
+    names = select_images(store.names(), store.location)[:limit]
     pixels = Pixels(shape[0], shape[2], config.max_pixels)
     chunks = [names[i : i + store.chunk_size] for i in range(0, len(names), store.chunk_size)]
     num_workers = min(config.num_workers or _num_cores(), len(chunks))
