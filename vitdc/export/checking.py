@@ -82,8 +82,8 @@ def _difference(expected: Outputs, found: Outputs) -> float:
         (own - nearest) / scale,  # a tie may go either way, but nothing else may
         np.abs(found.atypicality / expected.atypicality - 1)[same],
     ]
-    largest = max(float(values.max(initial=0)) for values in differences)
-    if not largest <= TOLERANCE:  # NaN, too
+    largest = float(np.max([values.max(initial=0) for values in differences]))  # NaN stays NaN
+    if not largest <= TOLERANCE:
         raise TrainingError(
             f"export: the exported model differs from the original by {largest:.2g}, more than"
             f" {TOLERANCE:g}; nothing was written"
