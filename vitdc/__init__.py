@@ -15,7 +15,12 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "DeepClustering":
-        from vitdc.estimator import DeepClustering
+        import warnings
+
+        with warnings.catch_warnings():
+            # of a library below timm, in every notebook without ipywidgets
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from vitdc.estimator import DeepClustering
 
         return DeepClustering
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
