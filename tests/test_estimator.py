@@ -33,7 +33,8 @@ from toys import contents
 import vitdc
 from vitdc import DeepClustering, steps
 from vitdc.artifacts import Dataset, Evaluation
-from vitdc.config import Params
+from vitdc.config import DataConfig, Params
+from vitdc.data.given import GivenSource
 from vitdc.errors import InputError
 from vitdc.estimator import KNOBS
 from vitdc.prediction import Predictor
@@ -159,6 +160,8 @@ def test_every_fit_is_the_same_for_a_seed_and_another_for_another(fitted: DeepCl
     state = np.random.RandomState(5)
     one, two = (quick(random_state=clone_of(state)).fit(IMAGES, LABELS) for _ in range(2))
     same(one, two)
+    before = one.cluster_centers_
+    assert not np.array_equal(one.fit(IMAGES, LABELS).cluster_centers_, before)
 
 
 def clone_of(state: Any) -> Any:
@@ -239,10 +242,31 @@ def forms() -> dict[str, Callable[[], tuple[Any, Any]]]:
 @pytest.mark.parametrize("form", forms())
 def test_every_form_of_the_same_images_gives_the_same(form: str, fitted: DeepClustering) -> None:
     images, labels = forms()[form]()
-    if form in ("array of floats", "Dataset of pairs", "list of pictures"):
+    if form in ("array of floats", "Dataset of pairs", "list of pictures", "IterableDataset"):
         same(toy().fit(images, labels), fitted)
     np.testing.assert_array_equal(fitted.predict(images), fitted.predict(IMAGES))
     np.testing.assert_array_equal(fitted.transform(images), fitted.transform(IMAGES))
+
+
+def test_a_dataset_is_read_a_chunk_at_a_time() -> None:
+    read = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return 3000
+
+        def __getitem__(self, index: int) -> Any:
+            read.append(index)
+            return IMAGES[index % 42]
+
+    labels = np.arange(3000) % 3
+    config = DataConfig(test_fraction=0)
+    source = GivenSource.open(Pairs(Watched()), labels, test=None, config=config)
+    batches = source.batches()
+    first = next(batches)
+    assert len(first.images) == 1024
+    assert max(read) == 1023
+    assert sum(len(batch.images) for batch in batches) == 3000 - 1024
 
 
 def test_colour_and_oblong_images_work() -> None:
@@ -580,6 +604,12 @@ def test_parameters_come_from_the_call_then_from_params_then_from_the_defaults(
     assert DeepClustering(gamma=0.2, params=tmp_path / "params.yaml")._parameters() == found
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = DeepClustering(np.int64(7), gamma=np.float32(0.5), random_state=np.int32(3))
+    found = model._parameters()
+    assert (found.clustering.num_clusters, found.joint.gamma, found.seed) == (7, 0.5, 3)
+
+
 def test_every_parameter_of_the_constructor_is_documented_once() -> None:
     names = inspect.signature(DeepClustering).parameters
     documentation = DeepClustering.__doc__ or ""
@@ -643,6 +673,8 @@ def test_wrong_combinations_are_refused(tmp_path: Path, fitted: DeepClustering) 
     pairs = Pairs(IMAGES, LABELS)
     refused("the images bring their own", lambda: quick().fit(pairs, LABELS))
     refused("cannot be split", lambda: quick(test_fraction=0.5).fit(pairs))
+    refused("must both bring their labels", lambda: quick().fit(pairs, test=(NEW, LABELS[:9])))
+    refused("a int, but one per image", lambda: quick().fit(IMAGES, 5))
     refused("images: none were given", lambda: quick().fit(IMAGES[:0], LABELS[:0]))
     refused("test labels: needed", lambda: quick().fit(IMAGES, LABELS, test=(NEW, None)))
     refused("class\n?.*indices", lambda: quick().fit(Pairs(IMAGES, list("abc") * 14)))

@@ -214,6 +214,9 @@ class DeepClustering(
             RuntimeError: The training failed (`vitdc.errors.TrainingError`).
         """
         params = self._parameters()
+        if self._has_generator():  # of which every fit takes another number
+            seed = check_random_state(self.random_state).randint(2**31)
+            params = params.model_copy(update={"seed": int(seed)})
         with showing_progress(bool(self.verbose)), self._workplace() as work:
             classes = self._prepare(images, labels, test, params, work / "dataset")
             history = self._train(params, work)
@@ -240,12 +243,13 @@ class DeepClustering(
         values = _merged(DEFAULTS, given.model_dump(exclude_unset=True))
         for name, (section, key) in KNOBS.items():
             if (value := getattr(self, name)) is not None:
-                values = _merged(values, {section: {key: value}})
-        if isinstance(self.random_state, int | np.integer):
-            values["seed"] = int(self.random_state)
-        elif self.random_state is not None:
-            values["seed"] = int(check_random_state(self.random_state).randint(2**31))
+                values = _merged(values, {section: {key: _plain(value)}})
+        if self.random_state is not None and not self._has_generator():
+            values["seed"] = _plain(self.random_state)
         return Params.parse(values, where=type(self).__name__)
+
+    def _has_generator(self) -> bool:
+        return isinstance(self.random_state, np.random.RandomState)
 
     @contextmanager
     def _workplace(self) -> Iterator[Path]:
@@ -490,6 +494,11 @@ def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = {**merged[key], **value} if both else value
     return merged
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for one of NumPy, as searches over np.arange hand them over."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_place(images: Any) -> bool:

@@ -436,6 +436,11 @@ class GivenSource:
             raise InputError("images: none were given")
         for of, values, name in columns:
             _check_labels(of, values, name)
+        if len({of.class_names is None for of, _, _ in columns}) > 1:
+            raise InputError(
+                "test: `images` and the held-out images must both bring their labels, or neither;"
+                " else nobody knows which label means which class"
+            )
         codes: list[np.ndarray | None] = [None] * len(columns)
         classes = None
         if given.class_names is None:
@@ -483,6 +488,8 @@ def _check_labels(given: Given, labels: Any, name: str) -> None:
             f"{name}: needed, because the ViT is trained on them (L_ViT, eq. 5), and training"
             " without any is not there yet; give -1 for images whose class is unknown"
         )
+    if labels is not None and not hasattr(labels, "__len__"):
+        raise InputError(f"{name}: a {type(labels).__name__}, but one per image is needed")
     if labels is not None and given.num_images is not None and len(labels) != given.num_images:
         raise InputError(f"{name}: {len(labels)} for {given.num_images} images; one each is needed")
 

@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ def export_model(
     """Write a model in another format, and check it before anything is at `output`.
 
     Args:
-        predictor: The model, on the CPU.
+        predictor: The model.
         format: One of `FORMATS`.
         output: Directory; replaced if it is an export already.
         images: (N, H, W, C) uint8 to check with; None draws some like those of the training.
@@ -76,7 +77,8 @@ def export_model(
     kind = FORMATS[format]
     kind.check_packages()
     artifacts.check_replaceable(output)
-    graph = ClusteringGraph(predictor.model, predictor.clustering, predictor.image_shape).eval()
+    model = deepcopy(predictor.model).cpu()
+    graph = ClusteringGraph(model, predictor.clustering, predictor.image_shape).eval()
     if images is None:
         images = random_images(predictor.checkpoint)
     description = describe(predictor, kind.file_name, cluster_names or {})
