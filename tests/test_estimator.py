@@ -52,7 +52,7 @@ TOY = {
     "epsilon": 0,
     "device": "cpu",
     "num_threads": 1,
-    "params": {"pretraining": {"batch_size": 16}, "joint": {"batch_size": 16}},
+    "batch_size": 16,
 }
 LABELS = np.arange(42) % 3
 IMAGES = toys.toy_images(LABELS)
@@ -510,8 +510,7 @@ def test_an_interrupted_fit_in_a_directory_continues(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fitted: DeepClustering
 ) -> None:
     evaluation = {"decoder_steps": 2, "gallery_size": 2, "map_points": 20}
-    params = {**TOY["params"], "evaluation": evaluation}  # type: ignore[dict-item]
-    model = toy(directory=tmp_path / "work", params=params)
+    model = toy(directory=tmp_path / "work", params={"evaluation": evaluation})
     stopping = toys.from_call(2, use=toys.interrupt, before=steps.retrain)
     with monkeypatch.context() as patched:
         patched.setattr("vitdc.steps.retrain", stopping)
@@ -541,6 +540,15 @@ def test_what_is_saved_is_loaded_with_everything(fitted: DeepClustering, tmp_pat
     loaded.save(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "model")
     assert not [n for n in contents(tmp_path / "model") if n.endswith((".pkl", ".pt", ".joblib"))]
+
+
+def test_two_batch_sizes_are_loaded_as_two(tmp_path: Path) -> None:
+    sizes = {"pretraining": {"batch_size": 8}, "joint": {"batch_size": 21}}
+    quick(batch_size=None, params=sizes).fit(IMAGES, LABELS).save(tmp_path / "model")
+    loaded = DeepClustering.load(tmp_path / "model")
+    assert loaded.batch_size is None
+    found = loaded._parameters()
+    assert (found.pretraining.batch_size, found.joint.batch_size) == (8, 21)
 
 
 def test_predictions_are_those_of_the_predictor(fitted: DeepClustering, tmp_path: Path) -> None:

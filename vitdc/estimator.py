@@ -57,22 +57,23 @@ from vitdc.progress import showing_progress
 from vitdc.typicality import Typicality
 
 KNOBS = {
-    "num_clusters": ("clustering", "num_clusters"),
-    "gamma": ("joint", "gamma"),
-    "epsilon": ("convergence", "epsilon"),
-    "max_rounds": ("convergence", "max_rounds"),
-    "epochs": ("pretraining", "epochs"),
-    "learning_rate": ("pretraining", "learning_rate"),
-    "round_epochs": ("joint", "epochs"),
-    "round_learning_rate": ("joint", "learning_rate"),
-    "image_size": ("data", "image_size"),
-    "test_fraction": ("data", "test_fraction"),
-    "patch_size": ("model", "patch_size"),
-    "embed_dim": ("model", "embed_dim"),
-    "depth": ("model", "depth"),
-    "num_heads": ("model", "num_heads"),
-    "device": ("compute", "device"),
-    "num_threads": ("compute", "num_threads"),
+    "num_clusters": ("clustering.num_clusters",),
+    "gamma": ("joint.gamma",),
+    "epsilon": ("convergence.epsilon",),
+    "max_rounds": ("convergence.max_rounds",),
+    "epochs": ("pretraining.epochs",),
+    "batch_size": ("pretraining.batch_size", "joint.batch_size"),
+    "learning_rate": ("pretraining.learning_rate",),
+    "round_epochs": ("joint.epochs",),
+    "round_learning_rate": ("joint.learning_rate",),
+    "image_size": ("data.image_size",),
+    "test_fraction": ("data.test_fraction",),
+    "patch_size": ("model.patch_size",),
+    "embed_dim": ("model.embed_dim",),
+    "depth": ("model.depth",),
+    "num_heads": ("model.num_heads",),
+    "device": ("compute.device",),
+    "num_threads": ("compute.num_threads",),
 }
 # In a program, all images that are given are trained on unless some are asked to be held out.
 DEFAULTS = {"data": {"test_fraction": 0}}
@@ -157,6 +158,7 @@ class DeepClustering(
         epsilon: float | None = None,
         max_rounds: int | None = None,
         epochs: int | None = None,
+        batch_size: int | None = None,
         learning_rate: float | None = None,
         round_epochs: int | None = None,
         round_learning_rate: float | None = None,
@@ -178,6 +180,7 @@ class DeepClustering(
         self.epsilon = epsilon
         self.max_rounds = max_rounds
         self.epochs = epochs
+        self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.round_epochs = round_epochs
         self.round_learning_rate = round_learning_rate
@@ -241,9 +244,10 @@ class DeepClustering(
         else:
             given = Params.load(Path(self.params))
         values = _merged(DEFAULTS, given.model_dump(exclude_unset=True))
-        for name, (section, key) in KNOBS.items():
+        for name, places in KNOBS.items():
             if (value := getattr(self, name)) is not None:
-                values = _merged(values, {section: {key: _plain(value)}})
+                for section, key in map(_section_and_key, places):
+                    values = _merged(values, {section: {key: _plain(value)}})
         if self.random_state is not None and not self._has_generator():
             values["seed"] = _plain(self.random_state)
         return Params.parse(values, where=type(self).__name__)
@@ -452,7 +456,7 @@ class DeepClustering(
         saved = directory / "fit"
         fit = Fit.load(saved) if saved.exists() else _fit_of_run(Path(path), directory)
         params = Params.parse(fit.params, where=str(path))
-        knobs = {name: getattr(getattr(params, s), key) for name, (s, key) in KNOBS.items()}
+        knobs = {name: _common_value(params, places) for name, places in KNOBS.items()}
         values = {**knobs, "random_state": params.seed, "params": dict(fit.params), **parameters}
         estimator = cls(**values)
         predictor = Predictor.load(directory, estimator._parameters().compute)
@@ -494,6 +498,19 @@ def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = {**merged[key], **value} if both else value
     return merged
+
+
+def _section_and_key(place: str) -> tuple[str, str]:
+    section, _, key = place.partition(".")
+    return section, key
+
+
+def _common_value(params: Params, places: tuple[str, ...]) -> Any:
+    """The value in all of the places; None, which leaves it to `params`, if there is none such."""
+    first, *others = (
+        getattr(getattr(params, section), key) for section, key in map(_section_and_key, places)
+    )
+    return first if all(other == first for other in others) else None
 
 
 def _plain(value: Any) -> Any:
@@ -618,17 +635,23 @@ def _in_memory(clustering: Clustering) -> Clustering:
 
 def _knob_lines() -> str:
     """The part of the docstring that `vitdc.config` knows already."""
-    return "\n".join(_knob_line(name, *place) for name, place in KNOBS.items()).lstrip()
+    return "\n".join(_knob_line(name, places) for name, places in KNOBS.items()).lstrip()
 
 
-def _knob_line(name: str, section: str, key: str) -> str:
+def _knob_line(name: str, places: tuple[str, ...]) -> str:
+    section, key = _section_and_key(places[0])
     config = type(getattr(Params(), section))
     field = config.model_fields[key]
     text = " ".join((field.description or "").split())
-    if issubclass(config, TrainingConfig) and key in TrainingConfig.model_fields:
+    if (
+        len(places) == 1
+        and issubclass(config, TrainingConfig)
+        and key in TrainingConfig.model_fields
+    ):
         text = f"{(config.__doc__ or '').rstrip('.')}: {text[:1].lower()}{text[1:]}"
     default = json.dumps(DEFAULTS.get(section, {}).get(key, field.default))
-    text = f"{name}: {text} Default: `{section}.{key}` of `params` ({default})."
+    where = " and ".join(f"`{place}`" for place in places)
+    text = f"{name}: {text} Default: {where} of `params` ({default})."
     return textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 
