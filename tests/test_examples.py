@@ -37,7 +37,7 @@ def text(notebook: Any) -> str:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
             found.append(output.get("text") or output.get("data", {}).get("text/plain", ""))
-    return "\n".join(found)
+    return "".join(found)
 
 
 def test_there_are_notebooks() -> None:

@@ -34,7 +34,7 @@ def test_a_model_repeats_the_clusters_of_its_run(
 def test_both_distances_are_those_of_numpy(predictor: Predictor) -> None:
     random = np.random.default_rng(0)
     embedding = random.normal(size=(50, predictor.clustering.centroids.shape[1])).astype("f4")
-    prediction = predictor.assign(embedding)
+    prediction = predictor.assign(embedding, np.zeros((50, *predictor.image_shape), np.uint8))
     centroids = predictor.clustering.centroids.astype(np.float64)
     distances = np.sort(np.linalg.norm(embedding[:, None] - centroids, axis=2), axis=1)
     np.testing.assert_allclose(prediction.distance, distances[:, 0], rtol=1e-5)

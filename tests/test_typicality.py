@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitdc import steps
+from vitdc.artifacts import Dataset
+from vitdc.config import Params
+from vitdc.data.arrays import read_idx, resized
 from vitdc.prediction import Predictor
 from vitdc.typicality import atypicality, describe, fit, leave_one_out, limit, thumbnails
 
@@ -156,3 +161,36 @@ def test_a_lower_rate_calls_fewer_images_unsure(toy_run: toys.ToyRun) -> None:
     assert shares == sorted(set(shares))
     never = Predictor.load(toy_run.results, toys.COMPUTE, unsure_rate=0.001)
     assert never.unsure_limit == math.inf
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not FASHION.exists() and "CI" not in os.environ,
+    reason="needs Debian's package dataset-fashion-mnist",
+)
+def test_a_digits_model_is_unsure_of_clothes(tmp_path: Path) -> None:
+    """A short training: `benchmarks/unsure.py` measures the default one."""
+    params = Params.load(
+        Path(__file__).parents[1] / "params.yaml", ["pretraining.epochs=6", "joint.epochs=2"]
+    )
+    shared = {"dataset": tmp_path / "dataset", "compute": params.compute, "seed": 0}
+    steps.prepare(data=params.data, output=tmp_path / "dataset")
+    checkpoint, embeddings, model = (
+        tmp_path / name for name in ("model/checkpoint", "embeddings", "model")
+    )
+    steps.pretrain(**shared, model=params.model, pretraining=params.pretraining, output=checkpoint)
+    unseeded = {key: value for key, value in shared.items() if key != "seed"}
+    steps.embed(**unseeded, checkpoint=checkpoint, output=embeddings)
+    steps.cluster(
+        **shared,
+        embeddings=embeddings,
+        clustering=params.clustering,
+        output=model / "clustering",
+    )
+    predictor = Predictor.load(model, params.compute)
+    clothes = read_idx(FASHION / "t10k-images-idx3-ubyte.gz", "images-idx3")[:1000, ..., None]
+    assert predictor.predict(resized(clothes, (8, 8, 1))).unsure.mean() > 0.6
+    digits = Dataset.load(tmp_path / "dataset").test.images
+    assert 0.01 < predictor.predict(digits).unsure.mean() <= 0.05
+    for kind, images in strange(digits).items():
+        assert predictor.predict(images).unsure.mean() > 0.95, kind

@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdc.artifacts import Checkpoint
 from vitdc.config import ModelConfig
 from vitdc.errors import InputError
+from vitdc.quick_timm import VisionTransformer, checkpoint_filter_fn, timm
 
 
 class Output(NamedTuple):

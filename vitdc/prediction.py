@@ -8,25 +8,30 @@ more than `unsure_rate` of new images may be called unsure.
 A model directory holds `checkpoint` and `clustering`: `results/model`, a round of `refine`, what
 `python -m pipelines import-model` fetches and what the MLflow registry stores. It is read by
 `artifacts` alone: safetensors, npy and JSON; nothing is unpickled and no code of it is run.
+
+torch and faiss are imported when a model is loaded, so that a wrong path is refused at once and
+image files can be read in the meantime.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-import faiss
 import numpy as np
-import torch
 
 from vitdc import artifacts
 from vitdc.artifacts import Checkpoint, Clustering, Evaluation
 from vitdc.config import ComputeConfig
 from vitdc.device import limited_threads, resolve_device
 from vitdc.errors import InputError
-from vitdc.model import DeepClusteringViT, images_to_tensor, load_model
 from vitdc.typicality import atypicality, limit
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitdc.model import DeepClusteringViT
 
 UNSURE_RATE = 0.05
 MIN_HELD_OUT = 100  # images that the run held out, for them to decide what is unsure
@@ -93,6 +98,8 @@ class Predictor:
             InputError: There is none at `path`, it is damaged or of another format version, or its
                 parts do not belong together.
         """
+        from vitdc.model import load_model
+
         compute = compute or ComputeConfig()
         directory = find_model_directory(path)
         checkpoint = Checkpoint.load(directory / "checkpoint")
@@ -128,6 +135,10 @@ class Predictor:
                 f"images of shape {images.shape} and type {images.dtype}, but the model takes"
                 f" (N, {', '.join(map(str, self.image_shape))}) uint8"
             )
+        import torch
+
+        from vitdc.model import images_to_tensor
+
         out = np.empty((len(images), self.clustering.centroids.shape[1]), np.float32)
         step = self.compute.embedding_batch_size
         with limited_threads(self.compute.num_threads), torch.inference_mode():
@@ -154,6 +165,8 @@ class Predictor:
             embedding: (N, D) float32, from `embed`.
             images: (N, H, W, C) uint8, the same images.
         """
+        import faiss
+
         centroids = self.clustering.centroids
         index = faiss.IndexFlatL2(centroids.shape[1])
         index.add(centroids)
@@ -180,12 +193,20 @@ def find_model_directory(path: Path) -> Path:
         InputError: There is none.
     """
     path = Path(path)
-    if (path / "artifact.json").is_file():
+    if is_results(path):
         artifacts.read_metadata(path, Evaluation.kind)
         return path / "model"
-    if not all((path / name).is_dir() for name in ("checkpoint", "clustering")):
-        raise InputError(
-            f"{path}: no model here; name a results directory, or one that holds `checkpoint` and"
-            " `clustering`"
-        )
-    return path
+    if all((path / name).is_dir() for name in ("checkpoint", "clustering")):
+        return path
+    inside = path / "results"
+    raise InputError(
+        f"{path}: {'no model here' if path.exists() else 'no such directory'};"
+        + (f" did you mean {inside}?" if is_results(inside) else "")
+        + (" name a results directory of a finished run, or one that holds `checkpoint` and")
+        + " `clustering`"
+    )
+
+
+def is_results(path: Path) -> bool:
+    """Whether `path` looks like a results directory; a model directory has no artifact.json."""
+    return (Path(path) / "artifact.json").is_file()

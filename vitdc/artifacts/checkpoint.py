@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from vitdc.artifacts.storage import read_metadata, writing
+from vitdc.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +57,19 @@ class Checkpoint:
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's state dict, on the CPU."""
+        """The model's state dict, on the CPU.
+
+        Raises:
+            InputError: The file does not hold tensors, whatever its hash says.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.path / "model.safetensors")
+        file = self.path / "model.safetensors"
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{file}: not a safetensors file ({error})") from None
 
     def save(
         self, path: Path, weights: Mapping[str, torch.Tensor], made_by: Mapping[str, Any]

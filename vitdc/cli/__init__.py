@@ -36,12 +36,14 @@ COMMANDS = {
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
+    "predict": "Find the clusters of new images with the model of a run.",
     "promote": "Make a model the champion if it is better than the present one.",
     "track": "Show what MLflow has not taken yet, or deliver it.",
     "export": "Write a model as ONNX, as a torch.export archive or as safetensors.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-OTHERS = ("run", "summary", "promote", "track", "export", "params")  # each in a module of its name
+# each in a module of its name
+OTHERS = ("run", "summary", "predict", "promote", "track", "export", "params")
 
 
 def find_command(name: str) -> click.Command:

@@ -36,6 +36,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Pixels that a JPEG may be shrunk to while it is decoded, per pixel of the result's side. The rest
 # is done by the antialiasing filter, so the picture stays as good as from the full size.
 DRAFT_FACTOR = 2
+PRELOADED = ["PIL.Image", "PIL.ImageOps", "vitdc.data.decoding"]  # by the server of the workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,11 +50,13 @@ class Pixels:
         image_size: Side of the square.
         channels: 1 or 3.
         max_pixels: Larger images are refused before they are decoded.
+        convert: Resize, crop and convert what is different; else it is refused.
     """
 
     image_size: int
     channels: int
     max_pixels: int
+    convert: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,10 +92,22 @@ def decode(file: str | bytes, pixels: Pixels) -> np.ndarray:
             raise ValueError(
                 f"{image.width} x {image.height} pixels exceed data.max_pixels={pixels.max_pixels}"
             )
-        draft_size = DRAFT_FACTOR * pixels.image_size
-        image.draft(None, (draft_size, draft_size))
+        if pixels.convert:
+            draft_size = DRAFT_FACTOR * pixels.image_size
+            image.draft(None, (draft_size, draft_size))
         ImageOps.exif_transpose(image, in_place=True)
-        return fit(flatten(image), image_size=pixels.image_size, channels=pixels.channels)
+        flat = flatten(image)
+        if not pixels.convert:
+            _check_same(flat, pixels)
+        return fit(flat, image_size=pixels.image_size, channels=pixels.channels)
+
+
+def _check_same(image: Image.Image, pixels: Pixels) -> None:
+    found = (image.width, image.height, 1 if image.mode == "L" else 3)
+    wanted = (pixels.image_size, pixels.image_size, pixels.channels)
+    if found != wanted:
+        described = [f"{w} x {h} {'greyscale' if c == 1 else 'RGB'}" for w, h, c in (found, wanted)]
+        raise ValueError(f"{described[0]}, not {described[1]}")
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -141,18 +156,31 @@ def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
 
 
 def decode_chunks(
-    chunks: Iterable[Sequence[str | bytes]], pixels: Pixels, *, num_workers: int
+    chunks: Iterable[Sequence[str | bytes]],
+    pixels: Pixels,
+    *,
+    num_workers: int,
+    quick_start: bool = False,
 ) -> Generator[Decoded]:
-    """Decode chunk after chunk in `num_workers` processes, in order and a bounded way ahead.
+    """Decode chunk after chunk in processes, in order and a bounded way ahead.
 
-    With one worker everything happens in this process. Close the iterator to end the processes
-    early.
+    Close the iterator to end the processes early.
+
+    Args:
+        chunks: Paths or contents of the files of each chunk.
+        pixels: What is wanted of every image.
+        num_workers: Processes; with one, everything happens in this process.
+        quick_start: Fork the processes of this and later calls from one that has imported what
+            they need. Only for threads beside the main one: Ctrl-C may interrupt the main thread
+            while a process is being forked for it, which would then complain.
     """
     if num_workers == 1:
         yield from (decode_chunk(files, pixels) for files in chunks)
         return
     # spawn: a forked child would inherit the locks of whatever threads run here
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver" if quick_start else "spawn")
+    if quick_start:
+        context.set_forkserver_preload(PRELOADED)
     stop = context.Event()
     executor = ProcessPoolExecutor(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
@@ -167,6 +195,13 @@ def decode_chunks(
     finally:
         stop.set()  # chunks that the executor has handed out cannot be cancelled any more
         executor.shutdown(cancel_futures=True)
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ordered_map(

@@ -9,7 +9,6 @@ not an image's, which are counted. Images are in the order of their names.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -18,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vitdc.config import DataConfig
-from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks
+from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks, num_cores
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
@@ -137,7 +136,7 @@ class FileSource:
 
     def _decode(self, chunks: list[np.ndarray]) -> Generator[Decoded]:
         names = self._names[np.concatenate(chunks)].tolist()
-        num_workers = min(self._config.num_workers or _num_cores(), len(chunks))
+        num_workers = min(self._config.num_workers or num_cores(), len(chunks))
         with closing(self._store.files(names)) as files:
             sized = (list(islice(files, len(chunk))) for chunk in chunks)
             with closing(decode_chunks(sized, self._pixels, num_workers=num_workers)) as results:
@@ -212,7 +211,7 @@ def stream_images(
     names = select_images(store.names(), store.location)[:limit]
     pixels = Pixels(shape[0], shape[2], config.max_pixels)
     chunks = [names[i : i + store.chunk_size] for i in range(0, len(names), store.chunk_size)]
-    num_workers = min(config.num_workers or _num_cores(), len(chunks))
+    num_workers = min(config.num_workers or num_cores(), len(chunks))
     with (
         closing(store.files(names)) as files,
         progress_bar(total=len(names), desc="read", unit=" images", leave=False) as progress,
@@ -308,9 +307,3 @@ def _examples(names: Sequence[str], number: int = 3) -> str:
 
 def _and_more(number: int) -> str:
     return f" and {number} more" if number > 0 else ""
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

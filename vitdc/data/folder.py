@@ -15,7 +15,7 @@ from vitdc.errors import InputError
 class Folder:
     """A folder as a `files.Store`. Links are followed, but not around in a circle."""
 
-    chunk_size: ClassVar[int] = 32  # of paths only
+    chunk_size: ClassVar[int] = 64  # of paths only
     origin: ClassVar[Mapping[str, str]] = {}
 
     location: str

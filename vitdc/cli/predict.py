@@ -1,0 +1,164 @@
+"""`vitdc predict`: new images in, their clusters out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+import click
+
+
+@click.command("predict")
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the table to FILE, whole or not at all, instead of standard output.",
+)
+@click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the clusters, as `vitdc explore` writes them; by default RESULTS"
+    ".annotations.json beside the results directory, if it is there.",
+)
+@click.option(
+    "--convert/--no-convert",
+    default=True,
+    show_default=True,
+    help="Fit images of another size or number of channels as `prepare` does (resize, crop to a"
+    " square, greyscale or RGB), or refuse them.",
+)
+@click.option(
+    "--unsure-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of ordinary images that may be called unsure.",
+)
+@click.option("--endpoint-url", metavar="URL", help="S3-compatible store; by default AWS.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs.",
+)
+@click.option(
+    "--num-threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="CPU threads of the model; images are decoded on all cores beside it.",
+)
+def command(
+    model: str,
+    images: tuple[str, ...],
+    output: Path | None,
+    names: Path | None,
+    convert: bool,
+    unsure_rate: float,
+    endpoint_url: str | None,
+    device: str,
+    num_threads: int,
+) -> None:
+    """Find the clusters of new images with the model of a run.
+
+    MODEL is a results directory (its `model/` alone will do), or a model of the MLflow registry,
+    such as models:/vitdc-digits@champion. IMAGES are files, folders (with everything below them),
+    s3://bucket/prefix, or - to read a list of files from standard input.
+
+    \b
+    The table is CSV, a row per image, in the order of the names:
+      image     as you named it
+      cluster   the cluster with the nearest centroid
+      name      of the cluster, if it was given one; a merged cluster has the name of the
+                one that it was merged into
+      distance  to the centroid
+      margin    how much farther the second-nearest centroid is: 0 is a tie, 1 the centroid
+      unsure    true if the image is unlike those of its cluster
+
+    What is unsure: an image's embedding and an 8 x 8 thumbnail are compared with those of the
+    training images of its cluster, in units of how much these vary (Mahalanobis distance). An image
+    is unsure if it lies farther off than 95% of the images that the run held out, so about one
+    ordinary image in 20 is; --unsure-rate changes that. If the run held out fewer than 100 images,
+    its training images are asked, each compared with all the others. It tells images unlike
+    anything in training; for one between two clusters look at the margin.
+
+    Files that cannot be read are listed on standard error and left out; the exit code is 1 then.
+    """
+    import gc
+
+    gc.set_threshold(50_000, 20, 20)  # importing torch makes objects, not garbage
+
+    from tqdm import tqdm
+
+    from vitdc.artifacts import Checkpoint
+    from vitdc.config import ComputeConfig
+    from vitdc.data.decoding import num_cores
+    from vitdc.inference import find_model, list_images, predict_files, wanted_pixels, write_rows
+    from vitdc.prediction import Predictor
+
+    found = find_model(model, names=names)
+    pixels = wanted_pixels(
+        Checkpoint.load(found.directory / "checkpoint").image_shape, convert=convert
+    )
+    listings = list_images(images, endpoint_url=endpoint_url)
+    compute = ComputeConfig.parse(
+        {"device": device, "num_threads": num_threads}, where="--device, --num-threads"
+    )
+    results = predict_files(
+        listings,
+        lambda: Predictor.load(found.directory, compute, unsure_rate=unsure_rate),
+        pixels,
+        batch_size=compute.embedding_batch_size,
+        num_workers=num_cores(),
+    )
+    total = sum(len(listing.names) for listing in listings)
+    with (
+        tqdm(total=total, desc="predict", unit=" images", disable=None) as progress,
+        _open(output) as file,
+    ):
+        try:
+            counts = write_rows(
+                file,
+                results,
+                found.annotations,
+                on_unreadable=lambda name, reason: progress.write(
+                    f"skipped {name}: {reason}", file=sys.stderr
+                ),
+                on_progress=progress.update,
+            )
+        except BrokenPipeError:
+            _end_quietly()
+    if counts.unreadable:
+        click.echo(
+            f"vitdc: {counts.unreadable} of {total} images cannot be read and were skipped; all"
+            " others are in the table",
+            err=True,
+        )
+        sys.exit(1)
+
+
+@contextmanager
+def _open(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    from vitdc.artifacts import replacing_file
+
+    with replacing_file(output) as file:
+        yield file
+
+
+def _end_quietly() -> NoReturn:
+    """End as a program does whose reader has had enough (`| head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+    sys.exit(128 + signal.SIGPIPE)

@@ -1,0 +1,367 @@
+"""Image files in, a table of their clusters out: listed, decoded, predicted and written at once.
+
+Decoding runs in processes, a thread gathers what they give into batches, the model takes one batch
+after the other, and rows are written as they come. Each waits for the next, so memory holds a few
+batches, whatever the number of images; only their names are all there, to be sorted. Decoding
+begins before the model is loaded, because importing torch takes longer than decoding thousands of
+small images.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+from typing import ClassVar, Generic, NamedTuple, TextIO, TypeVar
+
+import numpy as np
+
+from vitdc import artifacts
+from vitdc.artifacts import Annotations
+from vitdc.config import DataConfig
+from vitdc.data.decoding import Pixels, decode_chunks
+from vitdc.data.files import Store, select_images
+from vitdc.data.folder import Folder
+from vitdc.data.s3 import SCHEME, Bucket
+from vitdc.errors import InputError
+from vitdc.prediction import Prediction, Predictor, find_model_directory, is_results
+
+MODEL_SCHEMES = ("models:/", "runs:/")  # of MLflow
+HEADER = ("image", "cluster", "name", "distance", "margin", "unsure")
+BATCH_VALUES = 2**24  # pixels times channels of a batch, at most
+BATCHES_AHEAD = 2  # decoded and waiting for the model
+
+Item = TypeVar("Item")
+
+
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+class FoundModel(NamedTuple):
+    """Where a model lies and what people say about its clusters."""
+
+    directory: Path
+    annotations: Annotations | None
+
+
+def find_model(model: str, *, names: Path | None = None) -> FoundModel:
+    """Find a model and the names of its clusters.
+
+    Args:
+        model: A results directory, a model directory, or a model of MLflow: models:/NAME@ALIAS,
+            models:/NAME/VERSION or runs:/RUN_ID.
+        names: File with annotations; None takes the one beside a results directory, if any.
+
+    Raises:
+        InputError: There is no such model, or the names belong to other clusters.
+    """
+    if model.startswith(MODEL_SCHEMES):
+        from vitdc.tracking import download_model
+
+        directory = download_model(model)
+    else:
+        directory = find_model_directory(Path(model))
+    if names is not None:
+        return FoundModel(directory, _load_names(names, directory))
+    if not model.startswith(MODEL_SCHEMES) and is_results(Path(model)):
+        return FoundModel(directory, Annotations.of_results(Path(model)))
+    return FoundModel(directory, None)
+
+
+def _load_names(path: Path, directory: Path) -> Annotations:
+    found = Annotations.load(path)
+    if found.clustering != artifacts.digest(directory / "clustering"):
+        raise InputError(f"{path}: names the clusters of another model than {directory}")
+    return found
+
+
+class Listing(NamedTuple):
+    """Images in one place.
+
+    Attributes:
+        store: The place.
+        names: Of the images, within the store.
+        prefix: What the table puts before a name.
+    """
+
+    store: Store
+    names: Sequence[str]
+    prefix: str
+
+
+@dataclass(frozen=True)
+class GivenFiles:
+    """Files that were named one by one, as a `Store`."""
+
+    chunk_size: ClassVar[int] = Folder.chunk_size
+    origin: ClassVar[Mapping[str, str]] = {}
+    location: ClassVar[str] = ""
+
+    paths: list[str]
+
+    def names(self) -> list[str]:
+        return self.paths
+
+    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+        yield from names
+
+
+def list_images(inputs: Iterable[str], *, endpoint_url: str | None = None) -> list[Listing]:
+    """Find all images that are asked for, in the order of the inputs.
+
+    Args:
+        inputs: Files, folders, s3://bucket/prefix; "-" reads paths of files from standard input.
+            Folders and buckets are searched as `prepare` does, whatever folders are in them.
+        endpoint_url: S3-compatible store; None means AWS.
+
+    Raises:
+        InputError: One is not there, may not be read or holds no images.
+    """
+    return [_list(name, endpoint_url) for name in inputs]
+
+
+def _list(name: str, endpoint_url: str | None) -> Listing:
+    if name.startswith(SCHEME):
+        bucket = Bucket.open(name, endpoint_url=endpoint_url)
+        return Listing(bucket, select_images(bucket.names(), bucket.location), bucket.location)
+    if name == "-":
+        return _given([line.rstrip("\r\n") for line in sys.stdin if line.strip()])
+    try:
+        Path(name).stat()
+    except OSError as error:
+        raise InputError(
+            f"{name}: {error.strerror}; name images, folders or {SCHEME}bucket/prefix"
+        ) from None
+    if not Path(name).is_dir():
+        return _given([name])
+    folder = Folder(name)
+    return Listing(folder, select_images(folder.names(), name), os.path.join(name, ""))  # noqa: PTH118
+
+
+def _given(paths: list[str]) -> Listing:
+    if not paths:
+        raise InputError("standard input: names no images; write one path on every line")
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path!a}: the name is not valid UTF-8; rename the file") from None
+    return Listing(GivenFiles(paths), paths, "")
+
+
+def wanted_pixels(image_shape: tuple[int, int, int], *, convert: bool) -> Pixels:
+    """The pixels that a model takes of every file.
+
+    Raises:
+        InputError: The model takes images that are not square, which no image file is fitted to.
+    """
+    height, width, channels = image_shape
+    if height != width:
+        raise InputError(
+            f"the model takes images of {height} x {width} pixels, and image files are fitted to"
+            " squares only; use `vitdc.prediction.Predictor` with arrays"
+        )
+    return Pixels(height, channels, DataConfig().max_pixels, convert)
+
+
+# --- files to batches ----------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Decoded images.
+
+    Attributes:
+        names: n names, as the table has them.
+        images: (n, H, W, C) uint8.
+        problems: Name of every file that could not be read, and why.
+    """
+
+    names: list[str]
+    images: np.ndarray
+    problems: list[tuple[str, str]]
+
+
+def read_batches(
+    listings: Sequence[Listing], pixels: Pixels, *, batch_size: int, num_workers: int
+) -> Generator[Batch]:
+    """Decode all images, in order; the last batch may be smaller, others a little larger.
+
+    A single chunk is decoded in this process: starting another one takes longer. Run it in a thread
+    (`Ahead`), because it starts processes that way.
+    """
+    num_chunks = sum(math.ceil(len(each.names) / each.store.chunk_size) for each in listings)
+    names, images, problems = list[str](), list[np.ndarray](), list[tuple[str, str]]()
+    workers = min(num_workers, num_chunks)
+    decoding = decode_chunks(_files(listings), pixels, num_workers=workers, quick_start=True)
+    with closing(decoding) as results:
+        for chunk, decoded in zip(_names(listings), results, strict=True):
+            problems += [(chunk[i], reason) for i, reason in decoded.problems.items()]
+            names += [name for i, name in enumerate(chunk) if i not in decoded.problems]
+            images.append(decoded.images)
+            if len(names) + len(problems) >= batch_size:
+                yield Batch(names, np.concatenate(images), problems)
+                names, images, problems = [], [], []
+    if images:
+        yield Batch(names, np.concatenate(images), problems)
+
+
+def _names(listings: Iterable[Listing]) -> Iterator[list[str]]:
+    for store, names, prefix in listings:
+        for start in range(0, len(names), store.chunk_size):
+            yield [prefix + name for name in names[start : start + store.chunk_size]]
+
+
+def _files(listings: Iterable[Listing]) -> Iterator[list[str | bytes]]:
+    for store, names, _ in listings:
+        with closing(store.files(names)) as files:
+            for start in range(0, len(names), store.chunk_size):
+                yield list(islice(files, min(store.chunk_size, len(names) - start)))
+
+
+class Ahead(Generic[Item]):
+    """Draws items from a generator in a thread, a bounded way ahead of who iterates over this.
+
+    The thread starts with the block and ends with it, and closes the generator.
+    """
+
+    def __init__(self, items: Generator[Item], *, limit: int) -> None:
+        self._items, self._room = items, Semaphore(limit)
+        self._results: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
+        self._stopped = False
+        self._thread = Thread(target=self._draw)
+
+    def __enter__(self) -> Iterator[Item]:
+        self._thread.start()
+        return self._iterate()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._room.release()
+        self._thread.join()
+
+    def _iterate(self) -> Iterator[Item]:
+        while (result := self._results.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
+            yield result[0]
+            self._room.release()
+
+    def _draw(self) -> None:
+        try:
+            with closing(self._items) as items:
+                for item in items:
+                    self._room.acquire()
+                    if self._stopped:
+                        return
+                    self._results.put((item,))
+            self._results.put(None)
+        except BaseException as error:  # raised where the items are wanted
+            self._results.put(error)
+
+
+# --- batches to rows -----------------------------------------------------------------------------
+
+
+@dataclass
+class Counts:
+    """What became of the images.
+
+    Attributes:
+        written: Rows in the table.
+        unreadable: Files that were left out.
+    """
+
+    written: int = 0
+    unreadable: int = 0
+
+
+def predict_files(
+    listings: Sequence[Listing],
+    load: Callable[[], Predictor],
+    pixels: Pixels,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> Generator[tuple[Batch, Prediction]]:
+    """Predict the clusters of all images, batch by batch, in order.
+
+    Args:
+        listings: The images.
+        load: Loads the model, while the first images are decoded.
+        pixels: What the model takes.
+        batch_size: Images per batch, fewer if they are large.
+        num_workers: Processes that decode.
+    """
+    values = pixels.image_size**2 * pixels.channels
+    batch_size = max(1, min(batch_size, BATCH_VALUES // values))
+    batches = read_batches(listings, pixels, batch_size=batch_size, num_workers=num_workers)
+    with Ahead(batches, limit=BATCHES_AHEAD) as ready:
+        predictor = load()
+        for batch in ready:
+            yield batch, predictor.predict(batch.images)
+
+
+def write_rows(
+    file: TextIO,
+    results: Iterable[tuple[Batch, Prediction]],
+    annotations: Annotations | None,
+    *,
+    on_unreadable: Callable[[str, str], None],
+    on_progress: Callable[[int], object],
+) -> Counts:
+    """Write the table as CSV, a batch at a time.
+
+    Args:
+        file: Where to.
+        results: From `predict_files`.
+        annotations: Names of the clusters.
+        on_unreadable: Called with the name of every file that is left out, and why.
+        on_progress: Called with the number of images that are done with.
+
+    Raises:
+        InputError: No image is readable.
+    """
+    counts, writer = Counts(), csv.writer(file, lineterminator="\n")
+    unsaid = list[tuple[str, str]]()  # if no image is readable, that is all there is to say
+    for batch, prediction in results:
+        if batch.names and not counts.written:
+            writer.writerow(HEADER)
+        writer.writerows(_rows(batch.names, prediction, annotations))
+        file.flush()
+        counts.written += len(batch.names)
+        counts.unreadable += len(batch.problems)
+        unsaid += batch.problems
+        while counts.written and unsaid:
+            on_unreadable(*unsaid.pop(0))
+        on_progress(len(batch.names) + len(batch.problems))
+    if unsaid:
+        name, reason = unsaid[0]
+        more = f" (and {len(unsaid) - 1} more)" if len(unsaid) > 1 else ""
+        raise InputError(f"{name}: {reason}{more}; no image is readable")
+    return counts
+
+
+def _rows(
+    names: list[str], prediction: Prediction, annotations: Annotations | None
+) -> Iterator[tuple[object, ...]]:
+    name_of = annotations.name_of if annotations else lambda cluster: ""
+    known = {cluster: name_of(cluster) for cluster in np.unique(prediction.cluster).tolist()}
+    columns = (prediction.cluster, prediction.distance, prediction.margin, prediction.unsure)
+    values = zip(names, *(column.tolist() for column in columns), strict=True)
+    for image, cluster, distance, margin, unsure in values:
+        yield (
+            image,
+            cluster,
+            known[cluster],
+            f"{distance:.6f}",
+            f"{margin:.6f}",
+            "true" if unsure else "false",
+        )
