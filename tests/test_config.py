@@ -107,7 +107,7 @@ def test_bool_is_not_a_number(section: str, key: str) -> None:
         ("joint", "rotate", 181),
         ("joint", "rotate", float("nan")),
         ("joint", "flip", "maybe"),
-        ("data", "test_fraction", 0),
+        ("data", "test_fraction", 1.0),
         ("data", "channels", 2),
         ("data", "source", 3),
         ("model", "pooling", "max"),

@@ -90,3 +90,10 @@ def test_few_images_leave_one_to_test_if_there_are_two(number, num_test):
     labels = np.full(number, -1)
     _, test = split_train_test(names_of(labels), labels, test_fraction=0.01, seed=0)
     assert len(test) == num_test
+
+
+def test_a_fraction_of_0_holds_nothing_out():
+    labels = np.repeat(np.arange(3), 4)
+    train, test = split_train_test(names_of(labels), labels, test_fraction=0, seed=0)
+    assert train.tolist() == list(range(12))
+    assert len(test) == 0

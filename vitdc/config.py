@@ -103,8 +103,9 @@ class DataConfig(Section):
     channels: Annotated[Literal[1, 3], Number] | None = None
     """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder`, `s3://`
     and `dvc`."""
-    test_fraction: Annotated[float, Number, Field(gt=0, lt=1)] = 0.2
-    """Share held out for testing, stratified by label, where a source has no split of its own."""
+    test_fraction: Fraction = 0.2
+    """Share held out for testing, stratified by label, where a source has no split of its own;
+    0 holds nothing out."""
     max_train: PositiveInt | None = None
     """Keep at most this many training images, stratified by label; null keeps all."""
     max_test: PositiveInt | None = None

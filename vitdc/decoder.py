@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from tqdm import trange
+
+from vitdc.progress import progress_bar
 
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3
@@ -104,7 +105,7 @@ def train_decoder(
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     batches = _batches(len(images), seed=seed)
-    progress = trange(steps, desc="decoder", unit="step", leave=False, disable=None)
+    progress = progress_bar(iterable=range(steps), desc="decoder", unit="step", leave=False)
     for _ in progress:
         batch = next(batches)
         target = F.adaptive_avg_pool2d(_pixels(images[batch], device), decoder.grid_shape)

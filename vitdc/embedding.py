@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
 from vitdc.artifacts import Split, SplitEmbeddings
 from vitdc.errors import TrainingError
 from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.progress import progress_bar
 
 
 @torch.inference_mode()
@@ -35,7 +35,7 @@ def embed_split(
     Raises:
         TrainingError: The model's output is not finite.
     """
-    progress = tqdm(total=len(split), desc=description, unit="image", leave=False, disable=None)
+    progress = progress_bar(total=len(split), desc=description, unit="image", leave=False)
     with progress:
         for start in range(0, len(split), batch_size):
             rows = slice(start, start + batch_size)

@@ -5,6 +5,7 @@ Takes loaded artifacts and returns values; `steps.evaluate` loads and writes the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -111,8 +112,10 @@ def score_pixels(
     Returns:
         Scores per split.
     """
+    num_values = math.prod(dataset.image_shape)  # -1 cannot be worked out for no images
     flat = {
-        name: dataset.split(name).images.reshape(len(dataset.split(name)), -1) for name in SPLITS
+        name: dataset.split(name).images.reshape(len(dataset.split(name)), num_values)
+        for name in SPLITS
     }
     affordable = PIXEL_BYTES // (4 * flat["train"].shape[1] * config.num_clusters)
     limit = min(config.max_points_per_centroid or affordable, affordable)

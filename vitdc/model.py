@@ -11,7 +11,7 @@ checkpoint cannot get the preprocessing wrong.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,41 +108,60 @@ def build_model(
     Raises:
         InputError: The name is unknown, sizes do not fit each other, or weights cannot be had.
     """
+    arguments = timm_arguments(config, image_shape=image_shape, num_classes=num_classes)
+    vit = _create(config, **arguments)
+    return DeepClusteringViT(vit, mean=mean, std=std, normalize=config.normalize)
+
+
+def timm_arguments(
+    config: ModelConfig, *, image_shape: tuple[int, int, int], num_classes: int
+) -> dict[str, Any]:
+    """What `timm.create_model` gets beside the name.
+
+    Raises:
+        InputError: The name is unknown, or sizes do not fit each other.
+    """
     _check_name(config.name)
     height, width, channels = image_shape
     image_size = (config.image_size,) * 2 if config.image_size else (height, width)
     patch_size = config.patch_size or _default_patch_size(config.name)
     _check_sizes(config, image_size, patch_size)
-    overrides: dict[str, Any] = {
+    overrides = {
         key: value
         for key in ("patch_size", "embed_dim", "depth", "num_heads")
         if (value := getattr(config, key)) is not None
     }
-    vit = _create(
-        config,
-        img_size=image_size,
-        in_chans=channels,
-        num_classes=num_classes,
-        global_pool={"token": "token", "mean": "avg"}[config.pooling],
-        drop_path_rate=config.drop_path,
+    return {
+        "img_size": image_size,
+        "in_chans": channels,
+        "num_classes": num_classes,
+        "global_pool": {"token": "token", "mean": "avg"}[config.pooling],
+        "drop_path_rate": config.drop_path,
         **overrides,
-    )
-    return DeepClusteringViT(vit, mean=mean, std=std, normalize=config.normalize)
+    }
 
 
-def load_model(checkpoint: Checkpoint) -> DeepClusteringViT:
-    """The model of a checkpoint, in evaluation mode, on the CPU."""
+def load_model(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor] | None = None
+) -> DeepClusteringViT:
+    """The model of a checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        checkpoint: Describes the model.
+        weights: Its state dict; None reads the one in the checkpoint's directory.
+    """
     config = ModelConfig.parse(
         {**checkpoint.model, "pretrained": False}, where=f"{checkpoint.path}: model"
     )
-    model = build_model(
-        config,
-        image_shape=checkpoint.image_shape,
-        num_classes=len(checkpoint.class_names),
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-    )
-    model.load_state_dict(checkpoint.weights())
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
+        model = build_model(
+            config,
+            image_shape=checkpoint.image_shape,
+            num_classes=len(checkpoint.class_names),
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+        )
+    model.load_state_dict(checkpoint.weights() if weights is None else weights)
     return model.eval()
 
 

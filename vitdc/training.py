@@ -20,7 +20,6 @@ import torch
 from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor
-from tqdm import tqdm
 
 from vitdc.artifacts import TrainingState
 from vitdc.augmentation import augment
@@ -29,6 +28,7 @@ from vitdc.device import resolve_device, training_dtype
 from vitdc.errors import TrainingError
 from vitdc.losses import JointLoss, joint_loss, one_hot_targets
 from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.progress import progress_bar
 from vitdc.seeding import derive_seed, seeded
 from vitdc.watching import NOBODY, Watcher
 
@@ -147,13 +147,12 @@ def train(
     num_steps = config.epochs * steps_per_epoch
     history = _restore(scratch, model, optimizer)
     clock = Clock(device)
-    progress = tqdm(
+    progress = progress_bar(
         total=num_steps,
         initial=len(history) * steps_per_epoch,
         desc=_title(stream),
         unit="step",
         leave=False,
-        disable=None,
     )
     with progress:
         for epoch in range(len(history), config.epochs):

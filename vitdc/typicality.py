@@ -52,14 +52,14 @@ def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
     """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1]: means over equal areas."""
-    rows, columns = (_averaging(side) for side in images.shape[1:3])
+    rows, columns = (averaging(side) for side in images.shape[1:3])
     small: np.ndarray = np.einsum(
         "ih,nhwc,jw->nijc", rows, images.astype(np.float32), columns, optimize=True
     )
     return small * np.float32(GREY_LEVEL)
 
 
-def _averaging(side: int) -> np.ndarray:
+def averaging(side: int) -> np.ndarray:
     """(h, side) float32: weight of every pixel in every pixel of the thumbnail; rows sum to 1."""
     small = min(side, THUMBNAIL_SIDE)
     edges = np.arange(small + 1) * (side / small)

@@ -13,6 +13,7 @@ from vitdc.artifacts.clustering import Clustering, ClusteringScores, SplitCluste
 from vitdc.artifacts.dataset import Dataset, DatasetWriter, Split, writing_dataset
 from vitdc.artifacts.embeddings import Embeddings, SplitEmbeddings
 from vitdc.artifacts.evaluation import ClusterRow, Evaluation
+from vitdc.artifacts.fit import Fit
 from vitdc.artifacts.rounds import (
     CONTINUE,
     CONVERGED,
@@ -54,6 +55,7 @@ __all__ = [
     "DatasetWriter",
     "Embeddings",
     "Evaluation",
+    "Fit",
     "Round",
     "RoundPaths",
     "RoundRow",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -66,6 +67,15 @@ class Evaluation:
         """Put together what artifact.json says and the content of metrics.json."""
         described = {name: metadata[name] for name in _DESCRIBED if name in metadata}
         return cls(metrics, [RoundRow(**row) for row in metadata["rows"]], path, **described)
+
+    def clusters(self) -> Iterator[ClusterRow]:
+        """Stream the rows of clusters.csv."""
+        with (self.path / "clusters.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                image, split, label, distance = (
+                    row[key] for key in ("image", "split", "label", "distance")
+                )
+                yield ClusterRow(image, split, label, int(row["cluster"]), distance)
 
     def save(
         self,

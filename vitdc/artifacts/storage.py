@@ -85,16 +85,18 @@ def replacing_file(path: Path) -> Iterator[TextIO]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Only artifacts, the rounds of `refine` and empty directories are ever replaced.
+    """Only artifacts, models, the rounds of `refine` and empty directories are ever replaced.
 
     Raises:
         InputError: There is something else at `path`.
     """
     if path.name in ("", ".."):
         raise InputError(f"{path}: cannot be written: name a new directory, e.g. {path / 'output'}")
-    ours = ("artifact.json", "00/checkpoint/artifact.json")
+    ours = ("", "checkpoint/", "00/checkpoint/")
     if path.is_dir():
-        replaceable = not any(path.iterdir()) or any((path / file).is_file() for file in ours)
+        replaceable = not any(path.iterdir()) or any(
+            (path / part / "artifact.json").is_file() for part in ours
+        )
     else:
         replaceable = not path.exists()
     if not replaceable:

@@ -35,18 +35,22 @@ COMMANDS = {
     "refine": "Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the"
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
-    "explore": "Look through the clusters of a results directory in the browser, name and correct"
-    " them.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
-    "predict": "Find the clusters of new images with the model of a run.",
-    "promote": "Make a model the champion if it is better than the present one.",
     "compare": "Compare runs: their scores, and whether they differ by more than the noise of the"
     " seeds.",
+    "explore": "Look through the clusters of a results directory in the browser, name and correct"
+    " them.",
+    "predict": "Find the clusters of new images with the model of a run.",
+    "export": "Write a model as ONNX, as a torch.export archive or as safetensors.",
+    "promote": "Make a model the champion if it is better than the present one.",
     "track": "Show what MLflow has not taken yet, or deliver it.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
 # each in a module of its name
-OTHERS = ("run", "explore", "summary", "compare", "predict", "promote", "track", "params")
+OTHERS = (
+    *("run", "summary", "compare", "explore", "predict", "export"),
+    *("promote", "track", "params"),
+)
 
 
 def find_command(name: str) -> click.Command:

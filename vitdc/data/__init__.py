@@ -4,6 +4,7 @@ opening     which source a name means
 sources     what every source looks like
 arrays      sources that come as arrays: scikit-learn's digits, torchvision's sets
 files       sources that come as image files: labels from the layout, split, decoding
+given       sources that a program hands over: arrays, tensors, torch Datasets
 folder, s3, dvc
             where image files can lie
 fetching    files that come over a network
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitdc.config import DataConfig
+    from vitdc.data.sources import Source
 
 # What says where the images lie or how they are read, but not what they are.
 NOT_CONTENT = {"root", "endpoint_url", "repo", "rev", "path", "num_workers", "max_unreadable"}
@@ -42,11 +44,23 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
             images than allowed.
     """
     # Imported here, because every decoding process imports this package and needs none of it.
-    from vitdc.artifacts import writing_dataset
     from vitdc.data.opening import open_source
+
+    write_source(open_source(config), config, name=config.source, output=output)
+
+
+def write_source(source: Source, config: DataConfig, *, name: str, output: Path) -> None:
+    """Write the images of an opened source as a Dataset artifact.
+
+    Args:
+        source: Streamed once.
+        config: The `data` section it was opened with.
+        name: Of the source.
+        output: As of `write_dataset`.
+    """
+    from vitdc.artifacts import writing_dataset
     from vitdc.data.statistics import ContentHash, PixelStatistics
 
-    source = open_source(config)
     statistics = PixelStatistics(source.image_shape[2])
     content = ContentHash(source.image_shape)
     made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
@@ -61,7 +75,7 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
                 statistics.update(batch.images)
         mean, std = statistics.mean_std()
         dataset.describe(
-            name=config.source,
+            name=name,
             class_names=source.class_names,
             mean=mean,
             std=std,

@@ -113,7 +113,7 @@ def resized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
     Args:
         images: (n, h, w, 1 or 3) uint8.
-        shape: (H, W, C) that is wanted.
+        shape: (H, W, C) that is wanted; H and W are equal, or those of the images.
     """
     if images.shape[1:] == shape:
         return images
@@ -123,8 +123,12 @@ def resized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
     result = np.empty((len(images), *shape), np.uint8)
     for index, image in enumerate(images):
-        pixels = image[..., 0] if image.shape[2] == 1 else image
-        result[index] = fit(Image.fromarray(pixels), image_size=shape[0], channels=shape[2])
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        if image.shape[:2] == shape[:2]:
+            pixels = np.asarray(picture.convert("L" if shape[2] == 1 else "RGB"))
+            result[index] = pixels.reshape(shape)
+        else:
+            result[index] = fit(picture, image_size=shape[0], channels=shape[2])
     return result
 
 

@@ -15,13 +15,13 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from vitdc.config import DataConfig
 from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks, num_cores
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
+from vitdc.progress import progress_bar
 
 DEFAULT_CHANNELS = 3
 MAX_LISTED = 10  # names in a message
@@ -125,7 +125,7 @@ class FileSource:
         num_train = 0
         with (
             closing(self._decode([indices for _, indices in chunks])) as results,
-            tqdm(total=num_images, desc="prepare", unit=" images", disable=None) as progress,
+            progress_bar(total=num_images, desc="prepare", unit=" images") as progress,
         ):
             for (split, indices), decoded in zip(chunks, results, strict=True):
                 batch = self._batch(split, indices, decoded)
@@ -179,6 +179,54 @@ class FileSource:
     def _list_unreadable(self) -> str:
         listed = [f"{name} ({reason})" for name, reason in self._unreadable[:MAX_LISTED]]
         return "; ".join(listed) + _and_more(self.num_unreadable - len(listed))
+
+
+def stream_images(
+    store: Store | None,
+    config: DataConfig,
+    shape: tuple[int, int, int],
+    *,
+    limit: int | None = None,
+) -> Generator[np.ndarray]:
+    """Decode all images of a store in the order of their names, whatever folders they are in.
+
+    Args:
+        store: Where they are.
+        config: Its num_workers and max_pixels count.
+        shape: (H, W, C) that is wanted; H = W.
+        limit: Only so many images, the first.
+
+    Yields:
+        (n, H, W, C) uint8.
+
+    Raises:
+        InputError: There are none, or some are unreadable.
+    """
+    assert store is not None
+    if shape[0] != shape[1]:
+        raise InputError(
+            f"{store.location}: image files are cropped to squares, but the model takes images of"
+            f" {shape[0]}x{shape[1]}; give them as arrays"
+        )
+    names = select_images(store.names(), store.location)[:limit]
+    pixels = Pixels(shape[0], shape[2], config.max_pixels)
+    chunks = [names[i : i + store.chunk_size] for i in range(0, len(names), store.chunk_size)]
+    num_workers = min(config.num_workers or num_cores(), len(chunks))
+    with (
+        closing(store.files(names)) as files,
+        progress_bar(total=len(names), desc="read", unit=" images", leave=False) as progress,
+    ):
+        sized = (list(islice(files, len(chunk))) for chunk in chunks)
+        with closing(decode_chunks(sized, pixels, num_workers=num_workers)) as results:
+            for chunk, decoded in zip(chunks, results, strict=True):
+                if decoded.problems:
+                    position, reason = next(iter(decoded.problems.items()))
+                    raise InputError(
+                        f"{store.location}: {chunk[position]} is unreadable ({reason}); repair or"
+                        " remove it, or use `vitdc predict`, which skips such files"
+                    )
+                progress.update(len(chunk))
+                yield decoded.images
 
 
 def read_layout(store: Store) -> Layout:

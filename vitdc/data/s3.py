@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from tqdm import tqdm
-
 from vitdc.data.fetching import CHUNK_SIZE, NUM_THREADS, fetch_all
 from vitdc.errors import InputError, one_line
+from vitdc.progress import progress_bar
 
 SCHEME = "s3://"
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 30  # seconds
@@ -73,7 +72,7 @@ class Bucket:
         states: dict[str, str] = {}
         with (
             _one_clear_line(self.location, self.client.meta.endpoint_url),
-            tqdm(desc=f"list {self.location}", unit=" objects", disable=None) as progress,
+            progress_bar(desc=f"list {self.location}", unit=" objects") as progress,
         ):
             for page in pages:
                 entries = page.get("Contents", ())

@@ -35,10 +35,10 @@ def split_train_test(
 
     Every class keeps an image in training, so a class of one image is never tested and a class
     too small for its share is tested with less. Two images or more leave something to test,
-    unless every class has only one.
+    unless every class has only one, or the fraction is 0.
     """
     classes, counts = np.unique(labels, return_counts=True)
-    total = max(round(test_fraction * len(names)), 1 if len(names) > 1 else 0)
+    total = max(round(test_fraction * len(names)), 1 if test_fraction and len(names) > 1 else 0)
     held_out = np.minimum(apportion(counts, total), counts - 1)
     if total and not held_out.any() and counts.max() > 1:
         held_out[counts.argmax()] = 1

@@ -27,7 +27,9 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """Images that can be streamed once, already split, subset and of their final size."""
 
-    class_names: tuple[str, ...]
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per label value; final once `batches` is exhausted."""
 
     @property
     def origin(self) -> Mapping[str, str]:

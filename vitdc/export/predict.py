@@ -1,0 +1,114 @@
+"""Print the cluster of image files, with an exported model and without vitdc.
+
+    python predict.py IMAGE...
+
+Needs numpy, pillow and what runs the model beside this file: onnxruntime for model.onnx, torch for
+model.pt2, torch, timm and safetensors for model.safetensors.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def read_image(path, spec):
+    """An image file as (C, H, W) float32 in [0, 1], as the model was trained on."""
+    size = spec["width"], spec["height"]
+    with Image.open(path) as image:
+        image.draft(None, (2 * size[0], 2 * size[1]))  # large JPEGs decode smaller
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would cut off what is brighter than 255
+            image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+        image = image.convert("L" if spec["channels"] == 1 else "RGB")
+        if image.size != size:
+            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+        pixels = np.asarray(image, np.float32).reshape(size[1], size[0], spec["channels"])
+    return pixels.transpose(2, 0, 1) / 255
+
+
+def load_onnx(path, description):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(None, {"images": images}), strict=True))
+
+
+def load_pt2(path, description):
+    import torch
+
+    model = torch.export.load(path).module()
+
+    def run(images):
+        return {k: v.detach().numpy() for k, v in model(torch.from_numpy(images)).items()}
+
+    return run
+
+
+def load_safetensors(path, description):
+    import timm
+    import torch
+    from safetensors.torch import load_file
+    from torch.nn import functional
+
+    architecture, tensors = description["architecture"], load_file(path)
+    vit = timm.create_model(architecture["name"], **architecture["arguments"]).eval()
+    weights = {k.removeprefix("vit."): v for k, v in tensors.items() if k.startswith("vit.")}
+    vit.load_state_dict(weights)
+    size = tuple(architecture["arguments"]["img_size"])
+
+    @torch.inference_mode()
+    def run(images):
+        pixels = images = torch.from_numpy(images)
+        if pixels.shape[2:] != size:
+            pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        tokens = vit.forward_features((pixels - tensors["mean"]) / tensors["std"])
+        embedding = vit.forward_head(tokens, pre_logits=True)
+        if description["embedding_has_length_1"]:
+            embedding = functional.normalize(embedding, dim=1)
+        distances = torch.linalg.vector_norm(embedding[:, None] - tensors["centroids"], dim=2)
+        cluster = distances.argmin(dim=1)
+        thumbnails = tensors["rows"] @ images @ tensors["columns"].T
+        found = torch.cat([embedding, thumbnails.permute(0, 2, 3, 1).flatten(1)], dim=1)
+        deviation = (found - tensors["typical"][cluster]) @ tensors["whitening"]
+        atypicality = torch.linalg.vector_norm(deviation, dim=1)
+        return {
+            "embedding": embedding.numpy(),
+            "cluster": cluster.numpy(),
+            "distances": distances.numpy(),
+            "atypicality": atypicality.numpy(),
+        }
+
+    return run
+
+
+LOADERS = {"model.onnx": load_onnx, "model.pt2": load_pt2, "model.safetensors": load_safetensors}
+
+
+def main(paths):
+    here = Path(__file__).parent
+    description = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
+    file = description["model"]
+    run = LOADERS[file](here / file, description)
+    limit = description["unsure_beyond_atypicality"]
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(("image", "cluster", "name", "distance", "unsure"))
+    for path in paths:
+        images = read_image(path, description["input"])[None]
+        found = run(images)
+        cluster = found["cluster"][0]
+        unsure = limit is not None and bool(found["atypicality"][0] > limit)
+        name = description["cluster_names"][cluster]
+        table.writerow((path, cluster, name, f"{found['distances'][0, cluster]:.4f}", unsure))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
