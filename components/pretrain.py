@@ -21,13 +21,15 @@ def pretrain(
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting(code):
+    data = Path(dataset.path)
+    with kubeflow.reporting(code), kubeflow.watched("pretrain", 0, data) as watcher:
         made = steps.pretrain(
-            dataset=Path(dataset.path),
+            dataset=data,
             **kubeflow.sections(model=model, pretraining=pretraining, compute=compute),
             seed=seed,
             output=Path(checkpoint.path),
             scratch=kubeflow.scratch(),
+            watcher=watcher,
         )
         kubeflow.describe(checkpoint, made)
         kubeflow.log_metrics(metrics, made)

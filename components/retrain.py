@@ -21,15 +21,20 @@ def retrain(
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting(code):
+    data = Path(dataset.path)
+    with (
+        kubeflow.reporting(code),
+        kubeflow.watched("retrain", kubeflow.next_round(before), data) as watcher,
+    ):
         made = steps.retrain(
-            dataset=Path(dataset.path),
+            dataset=data,
             checkpoint=kubeflow.state(before).checkpoint,
             clustering=kubeflow.state(before).clustering,
             **kubeflow.sections(joint=joint, compute=compute),
             seed=seed,
             output=Path(checkpoint.path),
             scratch=kubeflow.scratch(),
+            watcher=watcher,
         )
         kubeflow.describe(checkpoint, made)
         kubeflow.log_metrics(metrics, made)

@@ -77,7 +77,11 @@ def run_pipeline(
     _check_output(output, root)
     pipeline = build(params, local=True)
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}.txt"
-    variables = {SCRATCH_VARIABLE: str(root / "scratch"), "PYTHONUNBUFFERED": "1"}
+    variables = {
+        SCRATCH_VARIABLE: str(root / "scratch"),
+        tracking.RECORD_VARIABLE: "",
+        "PYTHONUNBUFFERED": "1",
+    }
     with (
         _exclusive(root),
         _private_file(log) as file,
@@ -223,6 +227,7 @@ class _Watch(io.TextIOBase):
             said = ["FAILED"]
         if name == START_RECORD:
             self.record = str(outputs.get("Output", ""))
+            os.environ[tracking.RECORD_VARIABLE] = self.record  # later tasks are told by this
         if "results" in outputs:
             self.results = Path(outputs["results"].path)
         self._clear()

@@ -10,6 +10,7 @@ from kfp import dsl, kubernetes
 from components.base import IMAGE
 from vitdc.config import KubernetesConfig, TaskResources
 from vitdc.kubeflow import RUN_VARIABLE, SCRATCH_VARIABLE
+from vitdc.tracking import IMAGE_VARIABLE
 
 LABELS = {"app.kubernetes.io/part-of": "vitdc"}
 SCRATCH_PATH = "/scratch"
@@ -113,19 +114,24 @@ class Configure:
         if self.config.scratch_claim and component in _TRAINS:
             kubernetes.mount_pvc(task, self.config.scratch_claim, SCRATCH_PATH)
             task.set_env_variable(SCRATCH_VARIABLE, SCRATCH_PATH)
-            kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
         if self.config.data_claim and component in _READS_IMAGES:
             kubernetes.mount_pvc(task, self.config.data_claim, DATA_PATH)
 
     def _set_environment(self, task: dsl.PipelineTask, component: str) -> None:
         config = self.config
-        if component not in (*_READS_IMAGES, *_RECORDS):
+        if component in _TRAINS:  # by this they find the record of the pipeline run
+            kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
+        if component in _RECORDS and config.image:
+            task.set_env_variable(IMAGE_VARIABLE, config.image)
+        if component not in (*_READS_IMAGES, *_RECORDS, *_TRAINS):
             return
         if config.endpoints:
             kubernetes.use_config_map_as_env(task, config.endpoints, _same(_ENDPOINTS))
-        if config.s3_secret:  # images lie there, and MLflow's artifacts may, too
+        if (
+            config.s3_secret and component not in _TRAINS
+        ):  # images lie there, and MLflow's artifacts may, too
             kubernetes.use_secret_as_env(task, config.s3_secret, _same(_S3_KEYS))
-        if config.mlflow_secret and component in _RECORDS:
+        if config.mlflow_secret and component in (*_RECORDS, *_TRAINS):
             kubernetes.use_secret_as_env(task, config.mlflow_secret, _same(_MLFLOW_KEYS))
 
 

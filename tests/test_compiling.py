@@ -253,10 +253,10 @@ def test_credentials_go_only_to_the_tasks_that_use_them(tmp_path: Path) -> None:
         "check": records,
         "evaluate": records,
         "end-record": records,
-        "pretrain": set(),
+        "pretrain": {"vitdc-endpoints", "vitdc-mlflow"},
         "embed": set(),
         "cluster": set(),
-        "retrain": set(),
+        "retrain": {"vitdc-endpoints", "vitdc-mlflow"},
     }
 
 

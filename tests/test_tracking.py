@@ -20,10 +20,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from vitdc import tracking
-from vitdc.artifacts import RoundRow
+from vitdc.artifacts import Dataset, RoundRow
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
-from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker
+from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
 from vitdc.tracking import store as store_module
 from vitdc.tracking.naming import ROUND_METRICS
 
@@ -49,6 +49,7 @@ METRICS = {
 def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default store, in an empty working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(outbox, "INTERVAL", 0.0)
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
 
@@ -135,7 +136,9 @@ def test_evaluate_alone_makes_a_complete_run(store: Path, results: Path) -> None
     assert run.data.params["seed"] == "0"
     assert not [name for name in run.data.params if name.startswith("tracking")]
     assert run.data.tags["vitdc.stop_reason"] == "converged"
-    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert run.data.tags["vitdc.data.name"] == "digits"
+    assert run.data.tags["vitdc.data.sha256"] == HASH
+    assert run.data.tags["vitdc.seed"] == "0"
 
 
 def test_refine_is_seen_while_it_runs_and_evaluate_completes_it(store: Path, results: Path) -> None:
@@ -200,8 +203,21 @@ def test_a_run_on_equal_images_of_another_commit_is_the_same_run(store: Path) ->
     assert run.data.params["data.repo"] == "https://***@example.com/images.git"
     assert run.data.tags["vitdc.data.commit"] == "a" * 40
     assert run.data.tags["vitdc.data.content_hash"] == "0.dir"
-    source = json.loads(run.inputs.dataset_inputs[0].dataset.source)
-    assert source == {"sha256": HASH, "commit": "a" * 40, "content_hash": "0.dir"}
+
+
+def test_data_is_recorded_as_mlflow_shows_it_also_when_superseded(
+    store: Path, toy_dataset: Path
+) -> None:
+    for rows in (ROWS, [RoundRow(0, cross_entropy=0.7)]):
+        with record(make_params()) as tracker:
+            tracker.log_dataset(Dataset.load(toy_dataset))
+            tracker.log_rounds(rows)
+    ((used,),) = [run.inputs.dataset_inputs for run in runs(store)]
+    assert (used.dataset.name, used.dataset.digest) == ("toy", "0" * 16)
+    assert json.loads(used.dataset.source)["sha256"] == "0" * 64
+    profile = json.loads(used.dataset.profile)
+    assert (profile["num_rows"], profile["bytes"]) == (54, 54 * 64)
+    assert "mlflow_tensorspec" in json.loads(used.dataset.schema)
 
 
 def test_other_data_is_another_run(store: Path) -> None:
@@ -638,7 +654,7 @@ def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path
     run = client(store).get_run(newer.run_id)
     assert run.data.metrics["cross_entropy"] in (0.7, 0.59)
     assert run.data.params["joint.gamma"] == "0.1"
-    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert run.data.tags["vitdc.data.name"] == "digits"
 
 
 def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:

@@ -87,6 +87,11 @@ def state(artifact: Artifact) -> RoundPaths:
     return RoundPaths.in_directory(Path(artifact.path))
 
 
+def next_round(before: Artifact) -> int:
+    """The number of the round that follows the one whose state `before` is."""
+    return Checkpoint.load(state(before).checkpoint).round + 1
+
+
 def scratch() -> Path | None:
     """Where unfinished training is kept: a volume that outlives the pod, if one is mounted."""
     directory = os.environ.get(SCRATCH_VARIABLE)
@@ -134,6 +139,15 @@ def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: A
         reason=status.error_message or f"the pipeline ended as {status.state}",
     )
     print(f"pipeline run {pipeline_run_id}: {state}")
+
+
+@contextmanager
+def watched(step: str, round: int, dataset: Path) -> Iterator[tracking.Tracker]:
+    """Tell MLflow what a training does while it goes on; see `tracking.watch_training`."""
+    with tracking.watch_training(os.environ.get(RUN_VARIABLE, "")) as tracker:
+        tracker.log_dataset(Dataset.load(dataset))
+        with tracker.timing(step, round):
+            yield tracker
 
 
 def record_round(record: str, history: Round, before: RoundPaths) -> None:

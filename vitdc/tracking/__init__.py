@@ -31,12 +31,15 @@ pipeline_runs   the record of a Kubeflow pipeline run
 
 from vitdc.tracking.naming import Point
 from vitdc.tracking.pipeline_runs import (
+    RECORD_VARIABLE,
     end_record,
     find_model,
     record_evaluated,
     resume_record,
     start_record,
+    watch_training,
 )
+from vitdc.tracking.provenance import IMAGE_VARIABLE
 from vitdc.tracking.tracker import (
     MlflowTracker,
     NullTracker,
@@ -46,6 +49,8 @@ from vitdc.tracking.tracker import (
 )
 
 __all__ = [
+    "IMAGE_VARIABLE",
+    "RECORD_VARIABLE",
     "MlflowTracker",
     "NullTracker",
     "Point",
@@ -57,4 +62,5 @@ __all__ = [
     "record_evaluated",
     "resume_record",
     "start_record",
+    "watch_training",
 ]

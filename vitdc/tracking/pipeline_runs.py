@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from vitdc.config import Params, TrackingConfig
-from vitdc.errors import InputError, mask_credentials
+from vitdc.errors import InputError, mask_credentials, one_line
 from vitdc.tracking.naming import MODEL_TAG
 from vitdc.tracking.record import RunRecord, describe_run, find_run, injected_run, open_record
 from vitdc.tracking.store import find_experiment, open_store
 from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
+
+RECORD_VARIABLE = "VITDC_RECORD"
+
+_logger = logging.getLogger(__name__)
 
 _PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
 _EVALUATED = "EVALUATED"
@@ -65,6 +71,42 @@ def resume_record(record: str) -> Iterator[Tracker]:
             tracker = MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
     with reporting_to(tracker, failures=False):
         yield tracker
+
+
+@contextmanager
+def watch_training(pipeline_run_id: str) -> Iterator[Tracker]:
+    """Record a training while it goes on, without being told the run by a parameter.
+
+    Parameters are part of Kubeflow's cache keys, and who watches is no reason to train again. So
+    the run is found by what surrounds the task: MLFLOW_RUN_ID, VITDC_RECORD (what `start_record`
+    returned), or the id of the pipeline run. Nothing that goes wrong here stops the training;
+    `check` and `evaluate` tell its epochs again.
+
+    Args:
+        pipeline_run_id: Kubeflow's id of the pipeline run, empty if it is not known.
+    """
+    tracker: Tracker = NullTracker()
+    try:
+        tracker = _find_tracker(pipeline_run_id)
+    except Exception as error:
+        _logger.warning("the training is not recorded while it goes on: %s", one_line(error))
+    with reporting_to(tracker, failures=False):
+        yield tracker
+
+
+def _find_tracker(pipeline_run_id: str) -> Tracker:
+    record = os.environ.get(RECORD_VARIABLE, "")
+    on_cluster = "MLFLOW_TRACKING_URI" in os.environ and pipeline_run_id
+    if not (record or on_cluster or os.environ.get("MLFLOW_RUN_ID")):
+        return NullTracker()
+    with open_store() as client:
+        if record:
+            return MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
+        run = injected_run(client)
+        if run is None:
+            ids = [str(found.experiment_id) for found in client.search_experiments()]
+            run = find_run(client, ids, _state_tag(pipeline_run_id))
+        return MlflowTracker.of(RunRecord.resume(client, run.info.run_id)) if run else NullTracker()
 
 
 def record_evaluated(record: str, *, model_uri: str) -> None:

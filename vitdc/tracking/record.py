@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -309,12 +309,12 @@ class RunRecord:
 
 
 def find_run(
-    client: MlflowClient, experiment_id: str, tag: str, value: str | None = None
+    client: MlflowClient, experiments: str | Sequence[str], tag: str, value: str | None = None
 ) -> Run | None:
-    """The newest run of the experiment that has the tag, with the value or with any."""
+    """The newest run of one or several experiments that has the tag, with the value or with any."""
     wanted = f"= '{value}'" if value else "LIKE '%'"
     runs = client.search_runs(
-        [experiment_id],
+        [experiments] if isinstance(experiments, str) else list(experiments),
         filter_string=f"tags.`{tag}` {wanted}",
         order_by=["attributes.start_time DESC"],
         max_results=1,

@@ -23,6 +23,7 @@ ARTIFACT_FOLDER = "mlartifacts"
 _SQL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 _SCHEMES = (*_SQL_SCHEMES, "http", "https")
 _WAIT = (408, 409, 425, 429, 499)  # HTTP: too slow, conflict, too early, too many, cancelled
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _REFUSED = (401, 403, 404)
 _OF_OTHERS = ("sqlalchemy", "urllib3", "requests", "boto", "psycopg2", "sqlite3", "pymysql")
 
@@ -147,7 +148,9 @@ def find_experiment(client: MlflowClient, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts)
+            return client.create_experiment(
+                name, artifact_location=artifacts, tags=_EXPERIMENT_TAGS
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
