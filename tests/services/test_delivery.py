@@ -123,7 +123,7 @@ def test_what_a_server_that_stays_away_has_missed_is_delivered_by_vitdc_track(
     try:
         _out, err = process.communicate()
         assert process.returncode == 0, err
-        assert err.count("MLflow cannot be reached") == 1, err
+        assert "MLflow cannot be reached" in err
         assert "vitdc track --resume" in err
         waiting = run_vitdc("track", folder=tmp_path, env=env)
         assert "waiting since" in waiting.stdout
