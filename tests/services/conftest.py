@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker("services")
+            item.add_marker(pytest.mark.timeout(900))  # the first one starts the services
 
 
 @pytest.fixture(scope="session")

@@ -47,8 +47,9 @@ class Tracking(NamedTuple):
     scratch: Path  # where it keeps artifacts that pass through it
 
     def environment(self, login: Login = MEMBER) -> dict[str, str]:
-        """What a person sets who records there."""
-        return {"MLFLOW_TRACKING_URI": self.uri, **login.environment}
+        """What a person sets who records there, on a machine that may be very busy."""
+        patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}  # seconds
+        return {"MLFLOW_TRACKING_URI": self.uri, **patience, **login.environment}
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Ask the database itself: the REST interface may hide what is there twice."""

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -222,7 +223,24 @@ def explaining(kind: type[Exception], *, problem: str, way_out: str) -> Iterator
     except (InputError, TrainingError):
         raise
     except Exception as error:
+        if _http_status(error) == HTTPStatus.UNAUTHORIZED:
+            way_out = (
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a login it knows"
+            )
         raise kind(f"{problem}: {error_text(error)}; {way_out}") from error
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The HTTP status of a server's answer; None if it gave none."""
+    from mlflow.exceptions import MlflowException
+
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if isinstance(response, Mapping):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status is None and isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return status
 
 
 def trouble(error: BaseException) -> Trouble:
@@ -230,16 +248,9 @@ def trouble(error: BaseException) -> Trouble:
 
     Anything that cannot be an answer to this very message counts as an outage.
     """
-    from mlflow.exceptions import MlflowException
-
     if isinstance(error, InputError):  # ours; without a cause it is e.g. a run in the trash
         return trouble(error.__cause__) if error.__cause__ else Trouble.BLOCKED
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if isinstance(response, Mapping):  # botocore's
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if status is None and isinstance(error, MlflowException):
-        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    status = _http_status(error)
     if status is not None:
         if status in _REFUSED:
             return Trouble.BLOCKED
