@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,13 @@ from vitdc.tracking.store import quiet_mlflow
 settings.register_profile("vitdc", deadline=None)
 settings.load_profile("vitdc")
 
-WriteImages = Callable[..., Path]
 
 TESTER = servers.S3Identity("tester", "open sesame", ("Admin",))
 VISITOR = servers.S3Identity("visitor", "open please", ("Read:public", "List:public"))
 
 
 @pytest.fixture
-def write_images(tmp_path: Path) -> WriteImages:
+def write_images(tmp_path: Path) -> toys.WriteImages:
     """A function that writes small PNGs of random pixels under the given relative names."""
 
     def write(*names: str, folder: str = "images", size: int = 8) -> Path:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import toys
-from conftest import WriteImages
 from PIL import Image
 from servers import S3Server
 
@@ -469,7 +468,7 @@ def test_images_in_s3(folder_run: FolderRun, predict: Predict, s3_server: S3Serv
 # --- batches -------------------------------------------------------------------------------------
 
 
-def test_batches_hold_what_was_asked_for(write_images: WriteImages) -> None:
+def test_batches_hold_what_was_asked_for(write_images: toys.WriteImages) -> None:
     root = write_images(*(f"{index:03}.png" for index in range(100)))
     (root / "050.png").write_text("no image")
     pixels = wanted_pixels((8, 8, 3), convert=True)
@@ -520,7 +519,7 @@ def test_errors_are_raised_where_the_items_are_wanted() -> None:
         assert list(items) == [1]
 
 
-def test_a_listing_may_hold_names_of_several_places(write_images: WriteImages) -> None:
+def test_a_listing_may_hold_names_of_several_places(write_images: toys.WriteImages) -> None:
     one, two = write_images("b.png", folder="one"), write_images("a.png", folder="two")
     found: list[Listing] = list_images([str(one), str(two / "a.png")])
     assert [[each.prefix + name for name in each.names] for each in found] == [

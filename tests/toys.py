@@ -19,6 +19,7 @@ from vitdc.config import (
     PretrainingConfig,
 )
 
+WriteImages = Callable[..., Path]  # of the fixture `write_images`
 CLASS_NAMES = ("left", "right", "bottom")
 MODEL = ModelConfig(patch_size=4, embed_dim=16, depth=2, num_heads=2)
 PRETRAINING = PretrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3)
