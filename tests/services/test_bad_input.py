@@ -28,9 +28,9 @@ def evaluate(toy_run: toys.ToyRun, tmp_path: Path) -> object:
     paths = {"dataset": toy_run.dataset, "rounds": toy_run.rounds, "output": tmp_path / "results"}
     arguments = [text for key, path in paths.items() for text in (f"--{key}", str(path))]
 
-    def run(env: dict[str, str], experiment: str) -> object:
-        option = f"-Stracking.experiment={experiment}"
-        return run_vitdc("evaluate", *arguments, option, folder=tmp_path, env=env)
+    def run(env: dict[str, str], experiment: str, seed: int = 0) -> object:
+        options = (f"-Stracking.experiment={experiment}", f"-Sseed={seed}")
+        return run_vitdc("evaluate", *arguments, *options, folder=tmp_path, env=env)
 
     return run
 
@@ -63,13 +63,13 @@ def test_no_login(evaluate, tracking: Tracking) -> None:
 
 def test_a_user_who_may_only_read(evaluate, tracking: Tracking) -> None:
     assert evaluate(tracking.environment(ADMIN), "of-the-admin").returncode == 0
-    done = evaluate(tracking.environment(READER), "of-the-admin")
+    done = evaluate(tracking.environment(READER), "of-the-admin", seed=1)
     assert_refused(done, tracking.uri, "Permission denied")
 
 
 def test_a_run_that_does_not_exist(evaluate, tracking: Tracking) -> None:
     done = evaluate(tracking.environment() | {"MLFLOW_RUN_ID": "0" * 32}, "bad")
-    assert_refused(done, "0" * 32, "not found")
+    assert_refused(done, "MLFLOW_RUN_ID=" + "0" * 32, "unset it")
 
 
 @pytest.mark.parametrize("bucket", ["private", "missing"])

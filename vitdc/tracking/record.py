@@ -27,6 +27,7 @@ from vitdc.tracking.provenance import code_tags
 from vitdc.tracking.registry import Scores, register_model, registered_name
 from vitdc.tracking.store import (
     Trouble,
+    explaining,
     find_experiment,
     open_store,
     patience,
@@ -342,9 +343,14 @@ def injected_run(client: MlflowClient) -> Run | None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return None
-    run = client.get_run(run_id)
-    parent = run.data.tags.get("mlflow.parentRunId")
-    return client.get_run(parent) if parent else run
+    with explaining(
+        InputError,
+        problem=f"MLFLOW_RUN_ID={run_id} cannot be continued",
+        way_out="unset it, or set it to a run that is there and that you may read",
+    ):
+        run = client.get_run(run_id)
+        parent = run.data.tags.get("mlflow.parentRunId")
+        return client.get_run(parent) if parent else run
 
 
 def _create_run(
