@@ -294,7 +294,7 @@ def s3_store(
     options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=127.0.0.1", f"-dir={folder}"]
     options += [f"-s3.config={folder / 'identities.json'}", "-master.telemetry=false"]
     options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    options += ["-volume.max=50", "-master.volumeSizeLimitMB=64"]
+    options += ["-volume.max=400", "-master.volumeSizeLimitMB=64"]
     url = f"http://127.0.0.1:{ports[0]}"
     ready = functools.partial(_has_bucket, administrator.client(url), "ready")
     command = [tool("weed"), *arguments, *options]

@@ -350,7 +350,7 @@ def wrong_places(tmp_path: Path) -> None:
     ("model", "options", "message"),
     [
         ("empty", {}, "empty: no model here"),
-        ("nowhere", {}, "nowhere: no model here"),
+        ("nowhere", {}, "nowhere: no such directory"),
         (None, {"--output": "photos"}, "photos: exists and was not written by vitdc"),
         (None, {"--images": "empty"}, "empty: no images here"),
         (None, {"--images": "photos"}, "holiday.jpg is unreadable (not an image of a known"),

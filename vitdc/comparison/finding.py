@@ -12,6 +12,7 @@ from vitdc.comparison.runs import RunResult, from_evaluation
 from vitdc.errors import InputError
 from vitdc.tracking import reading
 from vitdc.tracking.reading import RecordedRun
+from vitdc.tracking.store import has_store
 
 MLFLOW, DVC = "mlflow:", "dvc:"  # before a name, to say where it belongs
 
@@ -101,7 +102,7 @@ def _in_dvc(names: Sequence[str]) -> dict[str, RunResult]:
 
 
 def _in_mlflow(names: Sequence[str]) -> dict[str, RunResult]:
-    if not names or not reading.has_store():
+    if not names or not has_store():
         return {}
     runs = reading.find_runs([name.removeprefix(MLFLOW) for name in names])
     results = {}
@@ -132,7 +133,7 @@ def _unknown(name: str) -> NoReturn:
     if not name.startswith(DVC):
         looked.append(
             "no run with that id or name in MLflow"
-            if reading.has_store()
+            if has_store()
             else "no MLflow store here (MLFLOW_TRACKING_URI says where it is)"
         )
     raise InputError(

@@ -22,7 +22,7 @@ from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.errors import InputError
 from vitdc.tracking.packaging import LOADER_MODULE, MODEL_PARTS
 from vitdc.tracking.registry import DIGEST_TAG, StoredModel, locate, model_digest
-from vitdc.tracking.store import open_store
+from vitdc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +51,9 @@ def download_model(uri: str) -> Path:
         InputError: MLFLOW_TRACKING_URI cannot be used, has no such model, or the model is not one
             that vitdc logged, is damaged or of another format version.
     """
-    with open_store(way_out="set MLFLOW_TRACKING_URI to where the model is registered") as client:
+    with existing_store(
+        way_out="set MLFLOW_TRACKING_URI to where the model is registered"
+    ) as client:
         return fetch(client, locate(client, uri), uri)
 
 

@@ -29,9 +29,13 @@ OUTBOX_VARIABLE = "VITDC_OUTBOX"
 FOLDER = ".mlflow-outbox"
 
 INTERVAL = 5.0  # seconds between deliveries while there is no hurry: few requests, big ones
-PATIENCE = 30.0  # seconds that the end of a process waits for a server that is away
+PATIENCE = 30.0  # seconds that a process waits in all for the server of a run that is away
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between attempts; the last one again and again
 MAX_POINTS = 1000  # of one request
+
+# Of this process, by the folder of a run, because every stage of `vitdc run` has its own outbox:
+_warned: set[tuple[Path, str]] = set()  # what has been said
+_waited: dict[Path, float] = {}  # seconds spent waiting for a server that is away
 
 _logger = logging.getLogger(__name__)
 
@@ -122,7 +126,6 @@ class Outbox:
         self._busy = False
         self._away_since: float | None = None
         self._problem: str | None = None  # why nothing is delivered any more
-        self._warned: set[str] = set()
         self._last_delivery = 0.0
         self._adopt()
         self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)
@@ -149,19 +152,23 @@ class Outbox:
         """Wait until everything is delivered, or MLflow has been away for too long.
 
         Args:
-            patience: Seconds to wait for a server that is away.
+            patience: Seconds to wait for a server that is away; by default what this process has
+                not waited yet of `PATIENCE`.
 
         Returns:
             What is left.
         """
-        patience = PATIENCE if patience is None else patience
+        if patience is None:
+            patience = PATIENCE - _waited.get(self.folder, 0.0)
         start = time.monotonic()
         with self._condition:
             self._hurry = True
             self._condition.notify_all()
             while self._pending and self._problem is None and self._thread.is_alive():
                 away = self._away_since
-                if away is not None and not self._busy and time.monotonic() - start > patience:
+                waited = time.monotonic() - start
+                if away is not None and not self._busy and waited > patience:
+                    _waited[self.folder] = _waited.get(self.folder, 0.0) + waited
                     break
                 self._condition.wait(0.1)
             self._hurry = False
@@ -181,7 +188,8 @@ class Outbox:
                 f"MLflow has not taken everything ({left}); it is kept in {self.folder}, and `vitdc"
                 " track --resume` delivers it",
             )
-        elif self._away_since is None and "away" in self._warned:
+        elif self._away_since is None and (self.folder, "away") in _warned:
+            _warned.discard((self.folder, "away"))
             _logger.info("MLflow: all that was kept is delivered")
         self._release()
         return left
@@ -349,9 +357,9 @@ class Outbox:
                 self._condition.wait(left)
 
     def _warn(self, about: str, text: str) -> None:
-        """Say something once."""
-        if about not in self._warned:
-            self._warned.add(about)
+        """Say something once in this process."""
+        if (self.folder, about) not in _warned:
+            _warned.add((self.folder, about))
             _logger.warning("%s", text)
 
 

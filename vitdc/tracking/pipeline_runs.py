@@ -12,7 +12,7 @@ from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
 from vitdc.tracking.naming import MODEL_TAG
 from vitdc.tracking.record import RunRecord, describe_run, find_run, injected_run, open_record
-from vitdc.tracking.store import find_experiment, open_store
+from vitdc.tracking.store import existing_store, find_experiment, open_store
 from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
 
 RECORD_VARIABLE = "VITDC_RECORD"
@@ -175,7 +175,7 @@ def find_model(tracking: TrackingConfig, run_id: str) -> str:
 
     if not re.fullmatch(r"[\w-]+", run_id):
         raise InputError(f"{run_id!r}: not the id of a run; it has letters, digits and dashes only")
-    with open_store(way_out="set MLFLOW_TRACKING_URI to where the run was recorded") as client:
+    with existing_store(way_out="set MLFLOW_TRACKING_URI to where the run was recorded") as client:
         try:
             run = client.get_run(run_id)
         except MlflowException:

@@ -27,7 +27,7 @@ from vitdc.tracking.registry import (
     score_tag,
     version_of_run,
 )
-from vitdc.tracking.store import open_store
+from vitdc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,7 +107,9 @@ def promote(
             f"--alias {alias}: MLflow takes letters, digits, - and _, and neither `latest` nor v1,"
             " v2, ..."
         )
-    with open_store(way_out="set MLFLOW_TRACKING_URI to where the model is registered") as client:
+    with existing_store(
+        way_out="set MLFLOW_TRACKING_URI to where the model is registered"
+    ) as client:
         version = _chosen_version(client, model)
         champion = _holder(client, version.name, alias)
         decision = _decide(

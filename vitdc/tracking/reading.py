@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdc.errors import InputError, mask_credentials
 from vitdc.tracking.naming import IDENTITY_TAG
-from vitdc.tracking.store import DEFAULT_URI, open_store, sqlite_file
+from vitdc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,13 +48,6 @@ class RecordedRun(NamedTuple):
     data: str
 
 
-def has_store() -> bool:
-    """Whether there is anything to read: nothing is made where no run was ever recorded."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    file = sqlite_file(uri)
-    return file is None or file.exists()
-
-
 def find_runs(names: Sequence[str]) -> dict[str, RecordedRun]:
     """Look runs up in all experiments; a name that fits none is missing from the result.
 
@@ -67,7 +57,7 @@ def find_runs(names: Sequence[str]) -> dict[str, RecordedRun]:
     Raises:
         InputError: A name fits several runs, or MLFLOW_TRACKING_URI cannot be used.
     """
-    with _reading() as client:
+    with existing_store(way_out=_WAY_OUT) as client:
         experiments = [each.experiment_id for each in client.search_experiments()]
         found = {name: _find(client, experiments, name) for name in names}
         return {name: _read(client, run) for name, run in found.items() if run}
@@ -87,7 +77,7 @@ def newest_runs(
     Raises:
         InputError: There is no such experiment, or MLFLOW_TRACKING_URI cannot be used.
     """
-    with _reading() as client:
+    with existing_store(way_out=_WAY_OUT) as client:
         there = client.get_experiment_by_name(experiment)
         if there is None:
             names = ", ".join(sorted(each.name for each in client.search_experiments()))
@@ -104,18 +94,6 @@ def newest_runs(
             max_results=count,
         )
         return [_read(client, run, curves=curves) for run in reversed(runs)]
-
-
-@contextmanager
-def _reading() -> Iterator[MlflowClient]:
-    if not has_store():
-        file = Path(DEFAULT_URI.rpartition("/")[2])
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-        raise InputError(
-            f"{sqlite_file(uri) or file}: no such file, so no run is recorded; {_WAY_OUT}"
-        )
-    with open_store(way_out=_WAY_OUT) as client:
-        yield client
 
 
 def _find(client: MlflowClient, experiments: Sequence[str], name: str) -> Run | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DIGEST_TAG = "vitdc.model_digest"
 TEST_DATA_TAG = "vitdc.test_data"
 
+WHERE_REGISTERED = "set MLFLOW_TRACKING_URI to where the model is registered"  # the way out
 URI_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME (the newest) or runs:/RUN_ID"
 
 _VERSION_URI = re.compile(r"models:/+([^/@:]+?)(?:/(\d+|latest)|@([^/@]+))?/*")

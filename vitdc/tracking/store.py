@@ -72,13 +72,30 @@ def open_store(
             problem=f"MLflow at {mask_credentials(uri)} cannot be used",
             way_out=way_out,
         ),
-        patience(retries=1, timeout=10),
+        patience(retries=1, timeout=30),  # a busy server takes its time
     ):
         from mlflow import MlflowClient
 
         uri = _prepare_database(uri)
         with _alone(uri):
             client = MlflowClient(uri, registry_uri=uri)
+        yield client
+
+
+def has_store() -> bool:
+    """Whether there is anything to read: a file that does not exist holds no runs."""
+    file = sqlite_file(tracking_uri())
+    return file is None or file.exists()
+
+
+@contextmanager
+def existing_store(*, way_out: str) -> Iterator[MlflowClient]:
+    """The store as `open_store` gives it, for those who only read: none is made."""
+    if not has_store():
+        raise InputError(
+            f"{sqlite_file(tracking_uri())}: no such file, so nothing is recorded; {way_out}"
+        )
+    with open_store(way_out=way_out) as client:
         yield client
 
 
@@ -99,7 +116,8 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
