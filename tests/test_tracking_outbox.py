@@ -382,7 +382,7 @@ def test_a_server_killed_in_the_middle_of_a_run_gets_everything_once(
     run = run_in(served, "killed")
     assert run.info.status == "FINISHED"
     assert recorded(served, run, "pretraining/loss") == [(e, 1 / e) for e in range(1, 31)]
-    assert [step for step, _ in recorded(served, run, "nmi_test")] == [0, 1, 2]
+    assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
     client = MlflowClient(served.uri)
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"report.html"}
     assert caplog.text.count("cannot be reached") == 1
@@ -460,7 +460,7 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
     assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
     run = run_in(served, "stages")
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in recorded(served, run, "nmi_test")] == [0, 1, 2]
+    assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
     assert run.data.tags["vitdc.stop_reason"] == "converged"
 
 

@@ -39,12 +39,12 @@ def _profile(dataset: Dataset) -> dict[str, Any]:
     images = [dataset.train.images, dataset.test.images]
     return {
         "num_rows": sum(len(each) for each in images),
-        "num_elements": sum(each.size for each in images),
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
         "image_shape": list(dataset.image_shape),
         "bytes": sum(each.nbytes for each in images),
         "classes": len(dataset.class_names),
+        **dataset.origin,  # MLflow's page shows the profile only
     }
 
 
