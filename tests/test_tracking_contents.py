@@ -159,7 +159,7 @@ def test_every_round_is_recorded_as_rounds_csv_has_it(recorded: Recorded) -> Non
 
 
 def test_every_step_says_how_long_it_took(recorded: Recorded) -> None:
-    steps = {"pretrain": [0], "evaluate": [0], "retrain": [1, 2], "check": [1, 2]}
+    steps = {"prepare": [0], "pretrain": [0], "evaluate": [0], "retrain": [1, 2], "check": [1, 2]}
     steps |= {"embed": [0, 1, 2], "cluster": [0, 1, 2]}
     for name, rounds in steps.items():
         points = recorded.points(recorded.run, f"seconds/{name}")
