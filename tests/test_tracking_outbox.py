@@ -468,6 +468,26 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
 
 
 @pytest.mark.slow
+def test_a_process_whose_run_mlflow_knows_goes_on_with_its_next_stage(
+    served: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `vitdc run` does, although everything of the stage before was delivered."""
+    monkeypatch.setattr(outbox, "PATIENCE", 0.0)
+    params = make_params(tracking={"experiment": "between"})
+    with record(params) as tracker:
+        tracker.log_history(0, HISTORY)
+        assert not tracker.flush()
+    assert not waiting_runs()
+    served.kill()
+    with record(params) as tracker:
+        tracker.log_rounds(ROWS)
+    served.start()
+    assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
+    run = run_in(served, "between")
+    assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
+
+
+@pytest.mark.slow
 def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
     served: MlflowServer,
     toy_run: ToyRun,
