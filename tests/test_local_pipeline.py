@@ -266,7 +266,8 @@ def test_a_run_is_one_mlflow_run_with_every_round_once(project: Project, first: 
         wanted = ("convergence.epsilon", "0.0", "convergence.max_rounds", "4")
         ((run_id,),) = connection.execute(query, wanted).fetchall()
         points = connection.execute(
-            "SELECT step, count(*) FROM metrics WHERE key = 'loss' AND run_uuid = ? GROUP BY step",
+            "SELECT step, count(*) FROM metrics WHERE key = 'by_round/loss' AND run_uuid = ?"
+            " GROUP BY step",
             (run_id,),
         ).fetchall()
     assert points == [(1, 1), (2, 1), (3, 1), (4, 1)]

@@ -25,7 +25,7 @@ from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
 from vitdc.tracking import store as store_module
-from vitdc.tracking.naming import ROUND_METRICS
+from vitdc.tracking.naming import round_key
 
 HASH = "0123456789abcdef" * 4
 ROWS = [
@@ -116,8 +116,8 @@ def column(name: str, rows: list[RoundRow] = ROWS) -> list[tuple[int, float]]:
 def assert_complete(store: Path, run: Run, rows: list[RoundRow] = ROWS) -> None:
     """Every value of `rows` is there exactly once, and so are the other parts."""
     assert run.info.status == "FINISHED"
-    for name in ROUND_METRICS:
-        assert history(store, run, name) == column(name, rows)
+    for name in set(RoundRow.header()) - {"round", "verdict"}:
+        assert history(store, run, round_key(name)) == column(name, rows)
     assert history(store, run, "pretraining/loss") == [(1, 1.0), (2, 0.5)]
     assert history(store, run, "final/nmi_test") == [(0, 0.8)]
 
@@ -146,13 +146,13 @@ def test_refine_is_seen_while_it_runs_and_evaluate_completes_it(store: Path, res
         tracker.log_history(0, HISTORY)
         tracker.log_rounds([RoundRow(0, cross_entropy=0.5)])
         assert not tracker.flush()
-        assert history(store, only_run(store), "cross_entropy") == [(0, 0.5)]
+        assert history(store, only_run(store), "by_round/more/cross_entropy") == [(0, 0.5)]
         tracker.log_rounds(ROWS[:2])
         assert not tracker.flush()
         run = only_run(store)
         assert run.info.status == "RUNNING"
         assert run.data.params["joint.gamma"] == "0.1"
-        assert history(store, run, "nmi_test") == [(0, 0.6), (1, 0.75)]
+        assert history(store, run, "by_round/nmi_test") == [(0, 0.6), (1, 0.75)]
     assert only_run(store).info.status == "RUNNING"
     evaluate(make_params(), results)
     assert only_run(store).info.run_id == run.info.run_id
@@ -312,7 +312,7 @@ def test_a_store_that_is_lost_does_not_stop_the_training(
             assert tracker.flush(patience=0)
         assert "MLflow cannot be reached: no connection; going on" in caplog.text
         tracker.log_history(0, HISTORY)
-    assert history(store, only_run(store), "nmi_test") == [(0, 0.6)]  # delivered later
+    assert history(store, only_run(store), "by_round/nmi_test") == [(0, 0.6)]  # delivered later
 
 
 # --- artifacts ---------------------------------------------------------------------------------
@@ -345,6 +345,18 @@ def test_artifacts_follow_a_store_that_moves(
 
 
 # --- names -------------------------------------------------------------------------------------
+
+
+def test_what_is_looked_at_first_stands_first_in_mlflows_charts() -> None:
+    """Its page sorts charts into sections, by what is before the last slash; see tests/services."""
+    points = naming.round_points(ROWS) | naming.history_points(0, HISTORY)
+    points |= naming.history_points(1, HISTORY) | naming.result_points(METRICS)[0]
+    sections: dict[str, list[str]] = {}
+    for key in sorted({point.key for point in points}):
+        section, _, name = key.rpartition("/")
+        sections.setdefault(section, []).append(name)
+    assert sections[min(sections)] == ["loss", "nmi_test", "nmi_train"]
+    assert "" not in sections, "would stand last"
 
 
 def test_epochs_of_later_rounds_continue_the_step() -> None:
@@ -517,7 +529,8 @@ def test_the_ui_serves_a_run_and_takes_one(
         api = f"{host}/api/2.0/mlflow"
         run = json.loads(get(f"{api}/runs/get?run_id={run_id}"))["run"]
         assert run["info"]["status"] == "FINISHED"
-        points = json.loads(get(f"{api}/metrics/get-history?run_id={run_id}&metric_key=nmi_test"))
+        wanted = f"run_id={run_id}&metric_key=by_round/nmi_test"
+        points = json.loads(get(f"{api}/metrics/get-history?{wanted}"))
         assert [point["value"] for point in points["metrics"]] == [0.6, 0.75, 0.8]
         report = get(f"{host}/get-artifact?run_id={run_id}&path=report.html")
         assert report == "<h1>report</h1>"
@@ -652,7 +665,7 @@ def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path
         assert isinstance(newer, MlflowTracker)
     assert newer.run_id != started.partition("/")[0]
     run = client(store).get_run(newer.run_id)
-    assert run.data.metrics["cross_entropy"] in (0.7, 0.59)
+    assert run.data.metrics["by_round/more/cross_entropy"] in (0.7, 0.59)
     assert run.data.params["joint.gamma"] == "0.1"
     assert run.data.tags["vitdc.data.name"] == "digits"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -22,10 +23,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow_server import MlflowServer
 from test_tracking import HISTORY, METRICS, ROWS, evaluate, make_params, record
+from toys import ToyRun, contents
 
+from vitdc import steps
 from vitdc.cli import find_command
 from vitdc.errors import InputError
-from vitdc.tracking import journal, outbox
+from vitdc.tracking import download_model, journal, outbox
 from vitdc.tracking.journal import Entry, Journal, Numbered
 from vitdc.tracking.outbox import Outbox, Waiting
 from vitdc.tracking.waiting import waiting_runs
@@ -382,7 +385,7 @@ def test_a_server_killed_in_the_middle_of_a_run_gets_everything_once(
     run = run_in(served, "killed")
     assert run.info.status == "FINISHED"
     assert recorded(served, run, "pretraining/loss") == [(e, 1 / e) for e in range(1, 31)]
-    assert [step for step, _ in recorded(served, run, "nmi_test")] == [0, 1, 2]
+    assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
     client = MlflowClient(served.uri)
     assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"report.html"}
     assert caplog.text.count("cannot be reached") == 1
@@ -460,8 +463,76 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
     assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
     run = run_in(served, "stages")
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in recorded(served, run, "nmi_test")] == [0, 1, 2]
+    assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
     assert run.data.tags["vitdc.stop_reason"] == "converged"
+
+
+@pytest.mark.slow
+def test_a_process_whose_run_mlflow_knows_goes_on_with_its_next_stage(
+    served: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `vitdc run` does, although everything of the stage before was delivered."""
+    monkeypatch.setattr(outbox, "PATIENCE", 0.0)
+    params = make_params(tracking={"experiment": "between"})
+    with record(params) as tracker:
+        tracker.log_history(0, HISTORY)
+        assert not tracker.flush()
+    assert not waiting_runs()
+    served.kill()
+    with record(params) as tracker:
+        tracker.log_rounds(ROWS)
+    served.start()
+    assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
+    run = run_in(served, "between")
+    assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
+    served: MlflowServer,
+    toy_run: ToyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """MLflow goes away during `vitdc evaluate`: a warning, exit code 0, nothing lost."""
+    monkeypatch.setattr(outbox, "PATIENCE", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    @functools.wraps(steps.evaluate)
+    def evaluate_and_lose_mlflow(**arguments: Any) -> Any:
+        made = evaluate_step(**arguments)
+        served.kill()
+        return made
+
+    evaluate_step = steps.evaluate
+    monkeypatch.setattr(steps, "evaluate", evaluate_and_lose_mlflow)
+    Path("params.yaml").write_text("tracking: {experiment: lost}")
+    options = ["--dataset", toy_run.dataset, "--rounds", toy_run.rounds, "--output", "kept"]
+    done = CliRunner().invoke(find_command("evaluate"), [*map(str, options)])
+    assert done.exit_code == 0, done.output
+    assert "test NMI" in done.output
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [text.count("MLflow cannot be reached") for text in warnings].count(1) == 1
+    assert sum("vitdc track --resume" in text for text in warnings) == 1
+    (left,) = waiting_runs()
+    assert left.waiting.files > 3
+    shutil.rmtree("kept/figures")  # the outbox has files of its own
+
+    served.start()
+    assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
+    assert not waiting_runs()
+    run = run_in(served, "lost")
+    assert run.info.status == "FINISHED"
+    client = MlflowClient(served.uri)
+    for name in ("report.html", "rounds.csv", "clusters.csv", "metrics.json"):
+        found = client.download_artifacts(run.info.run_id, name)
+        assert Path(found).read_bytes() == Path("kept", name).read_bytes()
+    assert client.list_artifacts(run.info.run_id, "figures")
+    model = download_model(f"runs:/{run.info.run_id}")
+    parts = {name for name in contents(Path("kept/model")) if "/" in name}
+    assert parts
+    assert contents(model).items() >= {n: contents(Path("kept/model"))[n] for n in parts}.items()
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from stack import Tracking, run_vitdc, start_vitdc, write_params
 from vitdc.artifacts import RoundRow
 from vitdc.config import Params
 from vitdc.tracking import open_tracker
+from vitdc.tracking.naming import round_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,7 +68,9 @@ def rounds_of(results: Path) -> dict[tuple[str, int], float]:
     with (results / "rounds.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in RoundRow.header() if name not in ("round", "verdict")]
-    return {(n, int(row["round"])): float(row[n]) for row in rows for n in names if row[n]}
+    return {
+        (round_key(n), int(row["round"])): float(row[n]) for row in rows for n in names if row[n]
+    }
 
 
 def assert_complete(tracking: Tracking, run_id: str, results: Path) -> None:
@@ -161,8 +164,8 @@ with open_tracker(params, dataset_name="digits", content_hash="0" * 64) as track
 
 
 def points_of_parallel_run(seed: int) -> list[tuple[str, int, float]]:
-    points = [("loss", round, seed + 1 / (round + 1)) for round in range(20)]
-    points += [("nmi_test", round, round / 20) for round in range(20)]
+    points = [("by_round/loss", round, seed + 1 / (round + 1)) for round in range(20)]
+    points += [("by_round/nmi_test", round, round / 20) for round in range(20)]
     points += [("pretraining/loss", epoch, seed + epoch / 7) for epoch in range(1, 6)]
     points += [
         ("joint/loss", 5 * round + epoch, seed + epoch / 7)

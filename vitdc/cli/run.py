@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -31,8 +32,10 @@ def command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> None
     dataset, pretrained, rounds = (output / name for name in ("dataset", "pretrained", "rounds"))
     scratch = output / "scratch"
     training = {"dataset": dataset, "scratch": scratch}
+    started = time.perf_counter()
     execute(steps.prepare, params, {"output": dataset})
-    pretrain(steps.pretrain, params, {**training, "output": pretrained})
+    preparation = time.perf_counter() - started
+    pretrain(steps.pretrain, params, {**training, "output": pretrained}, preparation=preparation)
     refine(loop.refine, params, {**training, "checkpoint": pretrained, "output": rounds})
     evaluate(
         steps.evaluate,

@@ -126,11 +126,22 @@ def execute(function: Callable[..., Any], params: Params, paths: dict[str, Any])
     click.echo(summary.describe(function(**_arguments(function, params, paths))))
 
 
-def pretrain(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
-    """Run the initial training and record it while it goes on."""
+def pretrain(
+    function: Callable[..., Any],
+    params: Params,
+    paths: dict[str, Any],
+    *,
+    preparation: float | None = None,
+) -> None:
+    """Run the initial training and record it, and the seconds of `prepare`, while it goes on.
+
+    What is recorded is named by the data, so nothing can be recorded before the data is there.
+    """
     from vitdc import summary
 
     with _recording(params, paths["dataset"]) as (tracker, _):
+        if preparation is not None:
+            tracker.on_step("prepare", 0, preparation)
         with tracker.timing("pretrain"):
             made = function(**_arguments(function, params, paths), watcher=tracker)
         tracker.log_history(made.round, made.history)

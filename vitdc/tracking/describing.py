@@ -39,12 +39,12 @@ def _profile(dataset: Dataset) -> dict[str, Any]:
     images = [dataset.train.images, dataset.test.images]
     return {
         "num_rows": sum(len(each) for each in images),
-        "num_elements": sum(each.size for each in images),
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
         "image_shape": list(dataset.image_shape),
         "bytes": sum(each.nbytes for each in images),
         "classes": len(dataset.class_names),
+        **dataset.origin,  # MLflow's page shows the profile only
     }
 
 
@@ -57,7 +57,7 @@ def describe_result(evaluation: Evaluation) -> str:
     if len(text) > _MAX_TEXT:
         text = text[:_MAX_TEXT].rpartition("\n")[0] + "\n\n(cut off; all rounds are in rounds.csv)"
     names = [path.stem for path in sorted((evaluation.path / "figures").glob("*.png"))]
-    shown = [name for name in names if any(word in name for word in PICTURES)]
+    shown = [name for word in PICTURES for name in names if word in name]
     pictures = [f"![{name}]({_address(f'figures/{name}.png')})" for name in shown]
     report = f"[The whole report]({_address('report.html')})"
     return "\n\n".join([text, *pictures, report]) + "\n"

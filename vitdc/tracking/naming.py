@@ -11,7 +11,19 @@ from vitdc.artifacts import SPLITS, ClusteringScores, RoundRow
 from vitdc.config import Params
 from vitdc.errors import mask_credentials
 
-ROUND_METRICS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
+CURVES = ("nmi_test", "nmi_train", "loss")  # of a round's values, those looked at first
+
+
+def round_key(name: str) -> str:
+    """The name of a value that every round has, so that MLflow's page shows `CURVES` first.
+
+    Its charts stand in sections, by what is before the last slash, in alphabetical order.
+    """
+    return f"by_round/{name}" if name in CURVES else f"by_round/more/{name}"
+
+
+_ROUND_FIELDS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
+ROUND_METRICS = tuple(map(round_key, _ROUND_FIELDS))
 
 # Where the data came from and how fast: the result does not depend on these, given the content.
 _NOT_IDENTIFYING = (
@@ -31,7 +43,7 @@ _MAX_VALUE = 500  # characters that old servers take
 
 
 class Point(NamedTuple):
-    """Where a value stands in MLflow. MLflow's charts are grouped by the part before a slash."""
+    """Where a value stands in MLflow."""
 
     key: str
     step: int
@@ -51,13 +63,13 @@ SYSTEM = "system/"  # MLflow's own name for what it shows under "System metrics"
 
 
 def round_points(rows: Iterable[RoundRow]) -> Points:
-    """The metrics of rounds.csv under its own column names, step = round."""
-    values = ((row.round, name, getattr(row, name)) for row in rows for name in ROUND_METRICS)
-    return {Point(name, step): float(value) for step, name, value in values if value is not None}
+    """The metrics of rounds.csv, step = round; the end of a name is that of the column."""
+    values = ((row.round, name, getattr(row, name)) for row in rows for name in _ROUND_FIELDS)
+    return {Point(round_key(name), step): float(v) for step, name, v in values if v is not None}
 
 
 def score_points(round: int, scores: ClusteringScores) -> Points:
-    """How good a clustering is, under the names of rounds.csv where that has them."""
+    """How good a clustering is, under the names of `round_points` where that has them."""
     splits = {"train": scores.train, "test": scores.test}
     values = {f"{key}_{s}": v for s, of in splits.items() for key, v in of._asdict().items()}
     values |= {
@@ -66,7 +78,7 @@ def score_points(round: int, scores: ClusteringScores) -> Points:
         "inertia": scores.inertia,
         "empty_clusters": scores.num_empty,
     }
-    return {Point(name, round): float(v) for name, v in values.items() if v is not None}
+    return {Point(round_key(name), round): float(v) for name, v in values.items() if v is not None}
 
 
 def history_points(round: int, history: Sequence[Mapping[str, float | None]]) -> Points:

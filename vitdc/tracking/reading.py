@@ -8,14 +8,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdc.errors import InputError, mask_credentials
-from vitdc.tracking.naming import IDENTITY_TAG
+from vitdc.tracking.naming import CURVES, IDENTITY_TAG, round_key
 from vitdc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-CURVES = ("nmi_test", "nmi_train", "loss")
 _RESULT = "final/"
 _HASH_TAG = "vitdc.data.sha256"
 _WAY_OUT = "set MLFLOW_TRACKING_URI to where the runs are recorded"
@@ -122,6 +121,7 @@ def _some(runs: Sequence[Run]) -> str:
 
 def _read(client: MlflowClient, run: Run, *, curves: bool = True) -> RecordedRun:
     metrics = run.data.metrics
+    keys = {name: round_key(name) for name in CURVES if curves}
     datasets = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
     return RecordedRun(
         id=run.info.run_id,
@@ -130,12 +130,12 @@ def _read(client: MlflowClient, run: Run, *, curves: bool = True) -> RecordedRun
         status=run.info.status.lower(),
         params=dict(run.data.params),
         values={k.removeprefix(_RESULT): v for k, v in metrics.items() if k.startswith(_RESULT)},
-        curves={name: _curve(client, run, name) for name in CURVES if curves and name in metrics},
+        curves={name: _curve(client, run, key) for name, key in keys.items() if key in metrics},
         stop_reason=run.data.tags.get("vitdc.stop_reason", ""),
         data=run.data.tags.get(_HASH_TAG, datasets[0].digest if datasets else "")[:16],
     )
 
 
-def _curve(client: MlflowClient, run: Run, name: str) -> dict[int, float]:
-    history = client.get_metric_history(run.info.run_id, name)
+def _curve(client: MlflowClient, run: Run, key: str) -> dict[int, float]:
+    history = client.get_metric_history(run.info.run_id, key)
     return {point.step: point.value for point in sorted(history, key=lambda p: p.step)}

@@ -49,6 +49,9 @@ RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 
 _logger = logging.getLogger(__name__)
 
+_opened: dict[tuple[str, str], dict[str, Any]] = {}
+"""What this process knows of runs, by identity and store: `vitdc run` goes on without MLflow."""
+
 
 class Tracker(Watcher):
     """What a runner tells about one run while it works and when it is done; records nothing.
@@ -154,14 +157,16 @@ def reporting_to(tracker: Tracker, *, failures: bool = True) -> Iterator[Tracker
 def _open(
     params: Params, dataset_name: str, content_hash: str, origin: Mapping[str, str] | None
 ) -> Tracker:
+    identity = run_identity(params, content_hash=content_hash)
     try:
         record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
     except InputError as error:
-        about = _left_by_others(run_identity(params, content_hash=content_hash))
+        about = _opened.get((identity, store_name())) or _left_by_others(identity)
         if about is None or trouble(error) is not Trouble.OUTAGE:
             raise
         _logger.warning("%s; going on, since an earlier step could record", one_line(error))
         return MlflowTracker(about)
+    _opened[identity, store_name()] = record.about
     return MlflowTracker.of(record)
 
 
