@@ -144,11 +144,24 @@ def test_what_is_told_arrives_in_order_and_leaves_nothing(
     tell(box, *range(50))
     box.tell("tags", tags={"a": "b"})
     tell(box, 50)
+    box.tell(outbox.FINISH)
     assert not box.close()
     assert recipient.steps == [*range(51)]
-    assert [e["kind"] for e in recipient.taken if e["kind"] == "tags"] == ["tags"]
-    assert recipient.taken[-1]["points"] == [("loss", 50, 0.5, 1050)]
+    assert [e["kind"] for e in recipient.taken if "points" not in e] == ["tags", "finish"]
+    assert recipient.taken[-2]["points"] == [("loss", 50, 0.5, 1050)]
     assert list((tmp_path / "box").iterdir()) == []
+
+
+def test_a_run_that_goes_on_leaves_nothing_but_what_it_is(
+    tmp_path: Path, recipient: Recipient
+) -> None:
+    box = open_outbox(tmp_path, recipient)
+    tell(box, 0)
+    assert not box.close()
+    folder = tmp_path / str(ABOUT["run_id"])
+    assert [path.name for path in folder.iterdir()] == [journal.ABOUT]
+    assert journal.read_about(folder) == ABOUT
+    assert waiting_runs(tmp_path) == []
 
 
 @settings(max_examples=20)
@@ -201,6 +214,7 @@ def test_what_is_left_at_the_end_is_delivered_by_the_next_process_before_its_own
     recipient.error = None
     second = open_outbox(tmp_path, recipient)
     tell(second, 2)
+    second.tell(outbox.FINISH)
     assert not second.close()
     assert recipient.steps == [0, 1, 2]
     assert [entry["content"] for entry in recipient.taken if "file" in entry] == ["first"]
@@ -468,10 +482,10 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
 
 
 @pytest.mark.slow
-def test_a_process_whose_run_mlflow_knows_goes_on_with_its_next_stage(
+def test_a_run_that_mlflow_knows_goes_on_with_its_next_stage(
     served: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `vitdc run` does, although everything of the stage before was delivered."""
+    """As `dvc repro` does, although everything of the stage before was delivered."""
     monkeypatch.setattr(outbox, "PATIENCE", 0.0)
     params = make_params(tracking={"experiment": "between"})
     with record(params) as tracker:

@@ -3,7 +3,8 @@
 A folder holds a folder per MLflow run:
 
     RUN_ID/
-      about.json           which run of which store, for people and for processes that come later
+      about.json           which run of which store, for people and for processes that come later;
+                           kept until the run is finished
       TIME-PID.jsonl       a journal: a line per entry, in the order of being told
       TIME-PID.files/      the files that its entries name
       refused.jsonl        entries that MLflow will never take, with its reason

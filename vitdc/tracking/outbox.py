@@ -32,6 +32,7 @@ INTERVAL = 5.0  # seconds between deliveries while there is no hurry: few reques
 PATIENCE = 30.0  # seconds that a process waits in all for the server of a run that is away
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between attempts; the last one again and again
 MAX_POINTS = 1000  # of one request
+FINISH = "finish"  # the kind of entry that ends a run
 
 # Of this process, by the folder of a run, because every stage of `vitdc run` has its own outbox:
 _warned: set[tuple[Path, str]] = set()  # what has been said
@@ -127,6 +128,7 @@ class Outbox:
         self._away_since: float | None = None
         self._problem: str | None = None  # why nothing is delivered any more
         self._last_delivery = 0.0
+        self._finished = False  # what ends the run has been told
         self._adopt()
         self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)
         self._thread.start()
@@ -146,6 +148,7 @@ class Outbox:
             entry: Entry = {"kind": kind, "time": time.time(), **values}
             kept = self._keep(number, entry, keep)
             self._pending.append(_Pending(kept, Numbered(number, entry)))
+            self._finished |= kind == FINISH
             self._condition.notify_all()
 
     def flush(self, patience: float | None = None) -> Waiting:
@@ -202,6 +205,7 @@ class Outbox:
             for left in journal.take_over(self.folder):
                 waiting = left.waiting()
                 self._pending += [_Pending(left, numbered) for numbered in waiting]
+                self._finished |= any(each.entry["kind"] == FINISH for each in waiting)
                 if not waiting:
                     left.delete()
 
@@ -241,6 +245,8 @@ class Outbox:
                 else:
                     self._journal.delete()
             self._journal = None
+            if not self._finished:  # a later stage may begin while MLflow is away
+                journal.write_about(self.folder, self._about)
 
     # --- delivering ------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from vitdc.tracking.naming import (
     run_identity,
     score_points,
 )
-from vitdc.tracking.outbox import Outbox, Waiting, outbox_directory
+from vitdc.tracking.outbox import FINISH, Outbox, Waiting, outbox_directory
 from vitdc.tracking.provenance import dvc_hash
 from vitdc.tracking.record import RunRecord, describe_run, open_record
 from vitdc.tracking.store import Trouble, open_store, reason_of, store_name, trouble
@@ -48,9 +48,6 @@ MEASURED = ("images_per_second",)  # of an epoch; the rest of it is a result
 RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 
 _logger = logging.getLogger(__name__)
-
-_opened: dict[tuple[str, str], dict[str, Any]] = {}
-"""What this process knows of runs, by identity and store: `vitdc run` goes on without MLflow."""
 
 
 class Tracker(Watcher):
@@ -157,25 +154,22 @@ def reporting_to(tracker: Tracker, *, failures: bool = True) -> Iterator[Tracker
 def _open(
     params: Params, dataset_name: str, content_hash: str, origin: Mapping[str, str] | None
 ) -> Tracker:
-    identity = run_identity(params, content_hash=content_hash)
     try:
         record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
     except InputError as error:
-        about = _opened.get((identity, store_name())) or _left_by_others(identity)
+        about = _begun(run_identity(params, content_hash=content_hash))
         if about is None or trouble(error) is not Trouble.OUTAGE:
             raise
         _logger.warning("%s; going on, since an earlier step could record", one_line(error))
         return MlflowTracker(about)
-    _opened[identity, store_name()] = record.about
     return MlflowTracker.of(record)
 
 
-def _left_by_others(identity: str) -> dict[str, Any] | None:
-    """What earlier processes of the same run say about it, if MLflow has not taken all of it."""
+def _begun(identity: str) -> dict[str, Any] | None:
+    """What earlier stages, also in other processes, say about the same run, if it is not done."""
     for folder in outbox_directory().glob("*"):
         about = journal.read_about(folder)
-        ours = (about.get("identity"), about.get("uri")) == (identity, store_name())
-        if ours and journal.journals(folder):
+        if (about.get("identity"), about.get("uri")) == (identity, store_name()):
             return about
     return None
 
@@ -261,7 +255,7 @@ class MlflowTracker(Tracker):
     ) -> None:
         points, tags = result_points(metrics)
         points.update(round_points(rows))
-        self._outbox.tell("finish", points=_dated(points), complete=ROUND_METRICS, tags=tags)
+        self._outbox.tell(FINISH, points=_dated(points), complete=ROUND_METRICS, tags=tags)
         for pattern in RESULT_FILES:
             for file in sorted(results.glob(pattern)):
                 folder = file.parent.relative_to(results).as_posix()
