@@ -18,7 +18,7 @@ from stack import ADMIN, MEMBER, READER, ROOT, Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Playwright
 
 HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"
@@ -105,18 +105,24 @@ def client(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium of the system."""
+def playwright() -> Iterator[Playwright]:
+    """What drives browsers; there can be only one of it in a process."""
     if shutil.which(CHROMIUM) is None:
         servers.missing("Chromium", "chromium")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*CHROMIUM_OPTIONS], timeout=60_000
-        )
-        yield browser
-        browser.close()
+    with sync_playwright() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    """Headless Chromium of the system."""
+    browser = playwright.chromium.launch(
+        executable_path=CHROMIUM, args=[*CHROMIUM_OPTIONS], timeout=60_000
+    )
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
