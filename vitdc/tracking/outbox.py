@@ -29,7 +29,7 @@ OUTBOX_VARIABLE = "VITDC_OUTBOX"
 FOLDER = ".mlflow-outbox"
 
 INTERVAL = 5.0  # seconds between deliveries while there is no hurry: few requests, big ones
-PATIENCE = 30.0  # seconds that a process waits in all for the server of a run that is away
+PATIENCE = 60.0  # seconds a process waits in all for a server that is away; it may be restarting
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between attempts; the last one again and again
 MAX_POINTS = 1000  # of one request
 FINISH = "finish"  # the kind of entry that ends a run
