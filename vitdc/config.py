@@ -46,6 +46,12 @@ Fraction = Annotated[float, Number, Field(ge=0, lt=1)]
 
 DVC = "dvc"  # as data.source
 
+# Where the data lie and how fast they are read: no result depends on these, given the content.
+NOT_IDENTIFYING = (
+    *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path"),
+    "data.num_workers",
+)
+
 
 class Section(BaseModel):
     """A section of `params.yaml`. Unknown keys are errors that name the nearest valid one."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitdc.comparison.runs import SCORES, RunResult
+from vitdc.config import NOT_IDENTIFYING
 from vitdc.errors import InputError
 
 CONFIDENCE = 0.95
@@ -25,11 +26,7 @@ HIGHER, LOWER = "higher, beyond the noise", "lower, beyond the noise"
 ONE_PAIR, NO_PAIR = "one pair: noise unknown", "no seed in common"
 OTHER_DATA = "on other data"
 
-# Where the data lie and how fast they are read, given the content; what the report shows.
-_WITHOUT_EFFECT = (
-    *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path", "data.num_workers"),
-    "evaluation.",
-)
+_WITHOUT_EFFECT = (*NOT_IDENTIFYING, "evaluation.")  # what the report shows is no score
 
 
 class Summary(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vitdc.artifacts import SPLITS, ClusteringScores, RoundRow
-from vitdc.config import Params
+from vitdc.config import NOT_IDENTIFYING, Params
 from vitdc.errors import mask_credentials
 
 CURVES = ("nmi_test", "nmi_train", "loss")  # of a round's values, those looked at first
@@ -24,12 +24,6 @@ def round_key(name: str) -> str:
 
 _ROUND_FIELDS = tuple(name for name in RoundRow.header() if name not in ("round", "verdict"))
 ROUND_METRICS = tuple(map(round_key, _ROUND_FIELDS))
-
-# Where the data came from and how fast: the result does not depend on these, given the content.
-_NOT_IDENTIFYING = (
-    *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path"),
-    "data.num_workers",
-)
 
 IDENTITY_TAG = "vitdc.identity"
 FAILURE_TAG = "vitdc.failure"
@@ -135,7 +129,7 @@ def run_params(params: Params) -> dict[str, str]:
 
 def run_identity(params: Params, *, content_hash: str) -> str:
     """Hash of all that the result depends on: runs with the same one are the same run."""
-    values = {k: v for k, v in run_params(params).items() if k not in _NOT_IDENTIFYING}
+    values = {k: v for k, v in run_params(params).items() if k not in NOT_IDENTIFYING}
     text = json.dumps({"dataset": content_hash, **values}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
