@@ -405,16 +405,16 @@ def test_images_imported_from_a_bucket_change_when_they_are_updated(
     owner: Person, s3_server: Any, tmp_path: Path
 ) -> None:
     client = s3_server.client()
-    client.create_bucket(Bucket="photos")
+    client.create_bucket(Bucket="album")
 
     def upload(name: str, place: int) -> None:
         write_image(tmp_path / name, place)
-        client.upload_file(str(tmp_path / name), "photos", f"all/c{place}/{name}")
+        client.upload_file(str(tmp_path / name), "album", f"all/c{place}/{name}")
 
     for index in range(45):
         upload(f"{index}.png", index % 3)
     (owner.clone / "data").mkdir()
-    url = ("s3://photos/all", "data/images", "--fs-config", f"endpointurl={s3_server.endpoint_url}")
+    url = ("s3://album/all", "data/images", "--fs-config", f"endpointurl={s3_server.endpoint_url}")
     owner.run("dvc", "import-url", *url)
     assert owner.stages_run("dvc", "repro", "prepare") == ["prepare"]
     upload("new.png", 1)

@@ -4,7 +4,7 @@ A folder holds a folder per MLflow run:
 
     RUN_ID/
       about.json           which run of which store, for people and for processes that come later;
-                           kept until the run is finished
+                           of a run that is not finished it may be all there is
       TIME-PID.jsonl       a journal: a line per entry, in the order of being told
       TIME-PID.files/      the files that its entries name
       refused.jsonl        entries that MLflow will never take, with its reason
@@ -136,7 +136,7 @@ def _parse(line: bytes) -> dict[str, Any]:
         values = json.loads(line)
     except ValueError:
         return {}
-    return values if isinstance(values, dict) and line.endswith(b"\n") else {}
+    return values if isinstance(values, dict) else {}  # an object that was cut off is no JSON
 
 
 def journals(folder: Path) -> list[Path]:

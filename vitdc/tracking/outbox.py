@@ -105,6 +105,8 @@ class Outbox:
         about: Which run of which store: `run_id`, `uri`, `name`, `identity`.
         connect: Makes the recipient; called in the background, again while MLflow is away.
         directory: Of the folders of all runs.
+        remember: Keep `about` until the run is finished, for later stages that begin while MLflow
+            is away.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Outbox:
         connect: Callable[[], Recipient],
         *,
         directory: Path | None = None,
+        remember: bool = False,
     ) -> None:
         self.folder = (directory or outbox_directory()) / str(about["run_id"])
         self._about = about
@@ -128,6 +131,7 @@ class Outbox:
         self._away_since: float | None = None
         self._problem: str | None = None  # why nothing is delivered any more
         self._last_delivery = 0.0
+        self._remember = remember
         self._finished = False  # what ends the run has been told
         self._adopt()
         self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)
@@ -245,7 +249,7 @@ class Outbox:
                 else:
                     self._journal.delete()
             self._journal = None
-            if not self._finished:  # a later stage may begin while MLflow is away
+            if self._remember and not self._finished:
                 journal.write_about(self.folder, self._about)
 
     # --- delivering ------------------------------------------------------------------------------

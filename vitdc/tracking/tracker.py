@@ -161,8 +161,8 @@ def _open(
         if about is None or trouble(error) is not Trouble.OUTAGE:
             raise
         _logger.warning("%s; going on, since an earlier step could record", one_line(error))
-        return MlflowTracker(about)
-    return MlflowTracker.of(record)
+        return MlflowTracker(about, remember=True)
+    return MlflowTracker(record.about, record, remember=True)
 
 
 def _begun(identity: str) -> dict[str, Any] | None:
@@ -196,12 +196,19 @@ class MlflowTracker(Tracker):
     Args:
         about: Which run of which store; see `RunRecord.about`.
         record: The run, or None if its store cannot be reached now.
+        remember: As of `Outbox`.
     """
 
-    def __init__(self, about: Mapping[str, Any], record: RunRecord | None = None) -> None:
+    def __init__(
+        self,
+        about: Mapping[str, Any],
+        record: RunRecord | None = None,
+        *,
+        remember: bool = False,
+    ) -> None:
         self._about = about
         self._record = record
-        self._outbox = Outbox(about, lambda: record or connect(about))
+        self._outbox = Outbox(about, lambda: record or connect(about), remember=remember)
         self._next_batch = 0.0
         self._monitor: SystemMonitor | None = None
         if not (record and record.finished):
