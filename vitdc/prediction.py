@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vitdc.model import DeepClusteringViT
 
 UNSURE_RATE = 0.05
+ROUNDING = 1e-5  # relative: the image that the limit comes from must not depend on its batch
 MIN_HELD_OUT = 100  # images that the run held out, for them to decide what is unsure
 
 
@@ -184,7 +185,7 @@ def unsure_limit(clustering: Clustering, *, rate: float = UNSURE_RATE) -> float:
     """The atypicality beyond which an image is unsure; inf where there are too few for the rate."""
     held_out = len(clustering.test) >= MIN_HELD_OUT
     own = clustering.test if held_out else clustering.train
-    return limit(np.asarray(own.atypicality), rate=rate)
+    return limit(np.asarray(own.atypicality), rate=rate) * (1 + ROUNDING)
 
 
 def find_model_directory(path: Path) -> Path:
