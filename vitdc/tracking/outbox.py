@@ -29,14 +29,13 @@ OUTBOX_VARIABLE = "VITDC_OUTBOX"
 FOLDER = ".mlflow-outbox"
 
 INTERVAL = 5.0  # seconds between deliveries while there is no hurry: few requests, big ones
-PATIENCE = 60.0  # seconds a process waits in all for a server that is away; it may be restarting
+PATIENCE = 30.0  # seconds that the end of a stage waits for a server that is away
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between attempts; the last one again and again
 MAX_POINTS = 1000  # of one request
 FINISH = "finish"  # the kind of entry that ends a run
 
-# Of this process, by the folder of a run, because every stage of `vitdc run` has its own outbox:
-_warned: set[tuple[Path, str]] = set()  # what has been said
-_waited: dict[Path, float] = {}  # seconds spent waiting for a server that is away
+# What this process has said, by the folder of a run: every stage of `vitdc run` has its own outbox.
+_warned: set[tuple[Path, str]] = set()
 
 _logger = logging.getLogger(__name__)
 
@@ -159,14 +158,12 @@ class Outbox:
         """Wait until everything is delivered, or MLflow has been away for too long.
 
         Args:
-            patience: Seconds to wait for a server that is away; by default what this process has
-                not waited yet of `PATIENCE`.
+            patience: Seconds to wait for a server that is away.
 
         Returns:
             What is left.
         """
-        if patience is None:
-            patience = PATIENCE - _waited.get(self.folder, 0.0)
+        patience = PATIENCE if patience is None else patience
         start = time.monotonic()
         with self._condition:
             self._hurry = True
@@ -175,7 +172,6 @@ class Outbox:
                 away = self._away_since
                 waited = time.monotonic() - start
                 if away is not None and not self._busy and waited > patience:
-                    _waited[self.folder] = _waited.get(self.folder, 0.0) + waited
                     break
                 self._condition.wait(0.1)
             self._hurry = False
