@@ -22,7 +22,6 @@ from vitdc.comparison.finding import find_results, newest_results
 from vitdc.config import Params
 from vitdc.errors import InputError
 from vitdc.tracking import open_tracker
-from vitdc.tracking import store as tracking_store
 
 BIN = Path(sys.executable).parent
 HASH = "0123456789abcdef" * 4
@@ -54,25 +53,14 @@ stages:
 """
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs; making one takes seconds, copying it nothing."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking_store.quiet_mlflow()
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default store, in an empty working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return Path(shutil.copy(migrated, "mlflow.db"))
+    return Path(shutil.copy(empty_store, "mlflow.db"))
 
 
 def record(
@@ -330,10 +318,10 @@ def test_outside_of_a_repository_that_is_said(
 
 
 def test_a_name_in_mlflow_and_in_git_must_be_told_apart(
-    experiments: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+    experiments: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(experiments)
-    shutil.copy(migrated, "mlflow.db")
+    shutil.copy(empty_store, "mlflow.db")
     try:
         id = record(name="main")
         with pytest.raises(InputError, match=f"main: both .* write dvc:main or mlflow:{id[:8]}"):
