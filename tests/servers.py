@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
@@ -145,10 +146,8 @@ class Server:
 
 
 def _kill_group(number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(number, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def _guard(kind: str, name: object) -> None:
@@ -168,6 +167,85 @@ def _guardian() -> IO[str]:
     )
     assert process.stdin is not None
     return process.stdin
+
+
+class Relay:
+    """Passes connections of a loopback port on to another one, and may hold what they carry.
+
+    So a test can make sure that a transfer is under way, however fast the machine is.
+
+    Args:
+        target: Port that connections are passed on to, whether or not anybody listens there yet.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._open = threading.Event()
+        self._open.set()
+        self._lock = threading.Lock()
+        self._left: int | None = None  # bytes to pass until it holds
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    def hold_after(self, num_bytes: int) -> None:
+        """Pass about so many bytes more, in both directions together, and then none."""
+        with self._lock:
+            self._left = num_bytes
+
+    def wait_until_held(self, seconds: float) -> bool:
+        """Whether it holds something back before the time is over."""
+        deadline = time.monotonic() + seconds
+        while self._open.is_set() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not self._open.is_set()
+
+    def release(self) -> None:
+        """Pass everything on again."""
+        with self._lock:
+            self._left = None
+        self._open.set()
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+        self._listener.close()
+
+    @staticmethod
+    def _start(work: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=work, args=arguments, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the listener is closed
+            while True:
+                near, _ = self._listener.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:
+                    near.close()
+                    continue
+                self._start(self._pass, near, far)
+                self._start(self._pass, far, near)
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(2**16):
+                self._wait(len(data))
+                sink.sendall(data)
+        for end in (source, sink):  # neither side waits for one that is gone
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _wait(self, num_bytes: int) -> None:
+        with self._lock:
+            if self._left is not None:
+                self._left -= num_bytes
+                if self._left < 0:
+                    self._open.clear()
+        self._open.wait()
 
 
 # ---------------------------------------------------------------------------------- PostgreSQL

@@ -54,9 +54,17 @@ def postgresql() -> Iterator[servers.PostgreSQL]:
 
 
 @pytest.fixture(scope="session")
+def relay(s3_server: servers.S3Server) -> Iterator[servers.Relay]:
+    """What stands between MLflow and the S3 store."""
+    with servers.Relay(int(s3_server.endpoint_url.rpartition(":")[2])) as relay:
+        yield relay
+
+
+@pytest.fixture(scope="session")
 def tracking(
     postgresql: servers.PostgreSQL,
     s3_server: servers.S3Server,
+    relay: servers.Relay,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Tracking]:
     """MLflow on PostgreSQL, with users, and artifacts that go through it to the S3 store."""
@@ -72,13 +80,11 @@ def tracking(
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "signs the forms of the login pages",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "TMPDIR": str(scratch := folder / "scratch"),
-        "AWS_ENDPOINT_URL": s3_server.endpoint_url,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{relay.port}",
         "AWS_ACCESS_KEY_ID": s3_server.access_key,
         "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    scratch.mkdir()
     arguments = ["--app-name=basic-auth", "--artifacts-destination=s3://mlflow"]
     dsn = psycopg.conninfo.make_conninfo(
         host=database["PGHOST"], port=database["PGPORT"], user=database["PGUSER"],
@@ -91,7 +97,7 @@ def tracking(
                 json=login._asdict(), auth=ADMIN, timeout=30,
             )  # fmt: skip
             made.raise_for_status()
-        yield Tracking(mlflow.server, mlflow.uri, dsn, scratch)
+        yield Tracking(mlflow.server, mlflow.uri, dsn)
 
 
 @pytest.fixture

@@ -44,7 +44,6 @@ class Tracking(NamedTuple):
     server: servers.Server
     uri: str
     database: str  # libpq's connection string
-    scratch: Path  # where it keeps artifacts that pass through it
 
     def environment(self, login: Login = MEMBER) -> dict[str, str]:
         """What a person sets who records there, on a machine that may be very busy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,10 +200,15 @@ def test_ten_runs_that_record_at_once_lose_and_double_nothing(
 
 
 def test_a_large_artifact_survives_a_restart_of_the_store_on_both_ways(
-    tracking: Tracking, s3_server: servers.S3Server, client: MlflowClient, tmp_path: Path
+    tracking: Tracking,
+    s3_server: servers.S3Server,
+    relay: servers.Relay,
+    client: MlflowClient,
+    tmp_path: Path,
 ) -> None:
-    results = tmp_path / "results"
+    results, downloads = tmp_path / "results", tmp_path / "downloads"
     results.mkdir()
+    downloads.mkdir()
     content = np.random.default_rng(0).bytes(BIG)
     (results / "clusters.csv").write_bytes(content)
     params = Params.parse({"tracking": {"experiment": "large"}}, where="test")
@@ -216,40 +219,26 @@ def test_a_large_artifact_survives_a_restart_of_the_store_on_both_ways(
         assert tracker.left is None
 
     def download() -> None:
-        (run_id,) = run_ids(tracking, "large")
-        client.download_artifacts(run_id, "clusters.csv", str(tmp_path / "download"))
+        run_id = only_run(tracking, "large")
+        client.download_artifacts(run_id, "clusters.csv", str(downloads))
 
-    (tmp_path / "download").mkdir()
-    restart_in_the_middle(s3_server.server, upload, seen=[s3_server.server.log.parent])
-    restart_in_the_middle(
-        s3_server.server, download, seen=[tracking.scratch, tmp_path / "download"]
-    )
-    assert (tmp_path / "download" / "clusters.csv").read_bytes() == content
+    restart_in_the_middle(s3_server.server, relay, upload)
+    restart_in_the_middle(s3_server.server, relay, download)
+    assert (downloads / "clusters.csv").read_bytes() == content
 
 
 def restart_in_the_middle(
-    server: servers.Server, transfer: Callable[[], None], *, seen: list[Path]
+    server: servers.Server, relay: servers.Relay, transfer: Callable[[], None]
 ) -> None:
-    """Kill the server when a part of a large file has come to the folders `seen`."""
-    before = size_of(seen)
+    """Kill the store when about a third of a large file has come through, and start it again."""
+    relay.hold_after(BIG // 3)
     with ThreadPoolExecutor() as executor:
         running = executor.submit(transfer)
-        while size_of(seen) - before < BIG // 10:
-            assert not running.done(), running.result()
-            time.sleep(0.001)
-        server.kill()
-        arrived = size_of(seen) - before
-        time.sleep(1)
-        assert not running.done(), "it was over before the store was away"
-        server.start()
-        running.result(120)
-    assert arrived < BIG
-
-
-def size_of(folders: list[Path]) -> int:
-    """Bytes that the files of folders take on the disk: files may be made long first."""
-    sizes = []
-    for path in itertools.chain(*(folder.rglob("*") for folder in folders)):
-        with suppress(FileNotFoundError):
-            sizes.append(path.lstat().st_blocks * 512)
-    return sum(sizes)
+        try:
+            assert relay.wait_until_held(120)
+            assert not running.done()
+        finally:
+            server.kill()
+            relay.release()
+            server.start()
+        running.result(240)
