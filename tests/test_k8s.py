@@ -56,32 +56,44 @@ def render(overlay: Path) -> list[Object]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+def uncomment_components(kustomization: Path) -> None:
+    """What the manifests ask of a person who wants an optional component: to remove a `#`."""
+    text = kustomization.read_text()
+    assert "#  - ../../../components/" in text
+    kustomization.write_text(text.replace("#  - ../../../components/", "  - ../../../components/"))
+
+
 @pytest.fixture(scope="session")
 def overlays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Object]]:
-    """Both overlays, and `local` with a profile's namespace and every optional component.
+    """Both overlays as they are, and with every optional component.
 
-    `profile` has those of the runs, `serving` those of the services.
+    `profile` is `local` in a profile's namespace with the components of the runs, `serving` is
+    `local` with those of the services, `everything` is `production` with both.
     """
     k8s = copy(tmp_path_factory.mktemp("manifests"))
-    for overlay in ("local", "production"):
-        done = make_secrets(k8s, overlay)
+    local, production = k8s / "overlays" / "local", k8s / "overlays" / "production"
+    for overlay in (local, production):
+        done = make_secrets(k8s, overlay.name)
         assert done.returncode == 0, done.stderr
-    rendered = {overlay: render(k8s / "overlays" / overlay) for overlay in ("local", "production")}
+    rendered = {"local": render(local), "production": render(production)}
 
-    runs = k8s / "overlays" / "local" / "runs" / "kustomization.yaml"
-    text = runs.read_text().replace("namespace: kubeflow", "namespace: team-a")
-    text = text.replace("components: []", "components:").replace("#  - ../", "  - ../")
-    runs.write_text(text)
-    rendered["profile"] = render(k8s / "overlays" / "local")
+    runs = local / "runs" / "kustomization.yaml"
+    as_it_was = runs.read_text()
+    runs.write_text(as_it_was.replace("namespace: kubeflow", "namespace: team-a"))
+    uncomment_components(runs)
+    rendered["profile"] = render(local)
 
-    runs.write_text((ROOT / "k8s" / "overlays" / "local" / "runs" / runs.name).read_text())
-    services = k8s / "overlays" / "local" / "services" / "kustomization.yaml"
-    services.write_text(services.read_text().replace("#  - ../", "  - ../"))
-    rendered["serving"] = render(k8s / "overlays" / "local")
+    runs.write_text(as_it_was)
+    uncomment_components(local / "services" / "kustomization.yaml")
+    rendered["serving"] = render(local)
+
+    for part in ("runs", "services"):
+        uncomment_components(production / part / "kustomization.yaml")
+    rendered["everything"] = render(production)
     return rendered
 
 
-@pytest.fixture(params=["local", "production", "profile", "serving"])
+@pytest.fixture(params=["local", "production", "profile", "serving", "everything"])
 def objects(request: pytest.FixtureRequest, overlays: dict[str, list[Object]]) -> list[Object]:
     return overlays[request.param]
 
@@ -804,14 +816,14 @@ def test_a_task_records_a_run_and_an_artifact_and_may_do_no_more(
     search = f"{mlflow_server}/api/2.0/mlflow/experiments/search?max_results=9"
     administrator = decoded(named(objects, "Secret", "mlflow"))
     admin = tuple(administrator[f"MLFLOW_AUTH_ADMIN_{x}"] for x in ("USERNAME", "PASSWORD"))
-    assert requests.get(search, timeout=10).status_code == 401
-    assert requests.get(search, auth=(admin[0], "wrong"), timeout=10).status_code == 401
-    assert requests.get(search, auth=admin, timeout=10).status_code == 200
+    assert requests.get(search, timeout=60).status_code == 401
+    assert requests.get(search, auth=(admin[0], "wrong"), timeout=60).status_code == 401
+    assert requests.get(search, auth=admin, timeout=60).status_code == 200
     evil = {"Host": "evil.example.org"}
-    assert requests.get(search, auth=admin, headers=evil, timeout=10).status_code == 403
+    assert requests.get(search, auth=admin, headers=evil, timeout=60).status_code == 403
     inside = {"Host": "mlflow.vitdc.svc:5000"}
-    assert requests.get(search, auth=admin, headers=inside, timeout=10).status_code == 200
-    assert requests.get(f"{mlflow_server}/health", headers=evil, timeout=10).status_code == 200
+    assert requests.get(search, auth=admin, headers=inside, timeout=60).status_code == 200
+    assert requests.get(f"{mlflow_server}/health", headers=evil, timeout=60).status_code == 200
 
     make_user(objects, mlflow_server)
     make_user(objects, mlflow_server)  # which a Job may do twice
@@ -830,7 +842,7 @@ def test_a_task_records_a_run_and_an_artifact_and_may_do_no_more(
     users = f"{mlflow_server}/api/2.0/mlflow/users/create"
     eve = {"username": "eve", "password": "long enough it is"}
     login = (user["MLFLOW_TRACKING_USERNAME"], user["MLFLOW_TRACKING_PASSWORD"])
-    assert requests.post(users, json=eve, auth=login, timeout=10).status_code == 403
+    assert requests.post(users, json=eve, auth=login, timeout=60).status_code == 403
 
     stored = s3_identity(named(objects, "Secret", "s3")).client(s3).list_objects_v2(Bucket="mlflow")
     (artifact,) = stored["Contents"]
