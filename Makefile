@@ -68,10 +68,19 @@ image:  ## build the container image (IMAGE=name BASE_IMAGE=name ENGINE=podman o
 	@$(ENGINE) image inspect $(IMAGE) \
 		--format '$(IMAGE){{println}}id {{.Id}}{{println}}{{.Size}} bytes'
 
+# The digest is the one that the registry gives: podman tells it of a push only, docker of an image.
 push:  ## push the image IMAGE=registry/name:tag, and print the digest that `submit --image` takes
-	$(ENGINE) push $(PUSH_OPTIONS) $(IMAGE)
-	@name=$(IMAGE); $(ENGINE) image inspect $(IMAGE) \
-		--format '{{range .RepoDigests}}{{println .}}{{end}}' | grep "^$${name%:*}@"
+	@test -n "$(ENGINE)" || { echo "make push needs podman or docker on the PATH" >&2; exit 2; }
+	@set -e; name=$$(sed 's|:[^:/]*$$||' <<< '$(IMAGE)'); \
+	if [[ '$(notdir $(ENGINE))' == podman* ]]; then \
+		digest=$$(mktemp); trap 'rm -f "$$digest"' EXIT; \
+		$(ENGINE) push --digestfile "$$digest" $(PUSH_OPTIONS) $(IMAGE); \
+		echo "$$name@$$(< "$$digest")"; \
+	else \
+		$(ENGINE) push $(PUSH_OPTIONS) $(IMAGE); \
+		$(ENGINE) image inspect $(IMAGE) \
+			--format '{{range .RepoDigests}}{{println .}}{{end}}' | grep "^$$name@"; \
+	fi
 
 lint: setup  ## ruff and mypy, as in pre-commit and CI
 	ruff check .

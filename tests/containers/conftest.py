@@ -67,11 +67,17 @@ def podman() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def image(podman: None, pytestconfig: pytest.Config) -> str:
-    """The name of our image, built from this checkout on a base of Debian packages."""
-    start = time.monotonic()
+def base_image(podman: None) -> str:
+    """The name of an image of Debian packages that ours is built on."""
     _must([HERE / "make-base-image", BASE_IMAGE])
-    _must(["make", "image", f"IMAGE={IMAGE}", f"BASE_IMAGE={BASE_IMAGE}", "ENGINE=podman"])
+    return BASE_IMAGE
+
+
+@pytest.fixture(scope="session")
+def image(base_image: str, pytestconfig: pytest.Config) -> str:
+    """The name of our image, built from this checkout."""
+    start = time.monotonic()
+    _must(["make", "image", f"IMAGE={IMAGE}", f"BASE_IMAGE={base_image}", "ENGINE=podman"])
     size = int(_must(["podman", "image", "inspect", "--format={{.Size}}", IMAGE]).stdout)
     pytestconfig.stash[BUILD] = (
         f"{IMAGE}: {size / 1e9:.2f} GB, ready after {time.monotonic() - start:.0f} s"
