@@ -98,5 +98,12 @@ lock: pyproject.toml  ## resolve the dependencies again; the image has a lock of
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
 		--constraints requirements.lock pyproject.toml --output-file requirements-image.lock
 
-clean:  ## remove results and unfinished work; data, MLflow runs and the DVC cache stay
-	rm -rf outputs results .scratch .kfp
+# What people have typed and what MLflow has been told cannot be made again.
+KEPT := ! -name '*.annotations.json' ! -path '.kfp/containers/mlflow.db*' \
+	! -path '.kfp/containers/mlartifacts/*'
+clean:  ## remove results and unfinished work, but no data, MLflow runs, names of clusters or DVC cache
+	rm -rf results .scratch
+	@for folder in outputs .kfp; do \
+		test ! -d $$folder || find $$folder ! -type d $(KEPT) -delete; \
+		test ! -d $$folder || find $$folder -depth -type d -empty -delete; \
+	done
