@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ CHANGES = (  # what differs between the three runs
     ("joint.gamma=0.5", "seed=0"),
     ("joint.gamma=0.1", "seed=1"),
 )
+PATIENCE = 60  # seconds until the page has drawn what it was asked for
 # the lines of all charts of the page, as their drawing library keeps them
 LINES = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => plot.data
     .filter(line => line.type === 'scatter')
@@ -64,20 +66,32 @@ def curve(results: Path, metric: str) -> list[float]:
         return [float(row[metric]) for row in csv.DictReader(file)]
 
 
-def lines(page: Page, number: int) -> list[dict[str, Any]]:
-    """The lines that the page has drawn, once there are as many."""
-    page.wait_for_function(f"() => new Set(({LINES})().map(line => line.name)).size >= {number}")
-    page.wait_for_timeout(500)  # until the next frame is drawn, for the screenshot
-    drawn: list[dict[str, Any]] = page.evaluate(LINES)
-    return drawn
+def assert_curves(page: Page, recorded: Recorded, *metrics: str, picture: str) -> None:
+    """The page draws the curve of every run and metric: by its name, against the round."""
+    deadline = time.monotonic() + PATIENCE
+    while (missing := missing_curves(page.evaluate(LINES), recorded, metrics)) and (
+        time.monotonic() < deadline
+    ):
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(500)  # until the next frame is drawn
+    screenshot(page, picture)
+    assert not missing
 
 
-def assert_curves(drawn: list[dict[str, Any]], recorded: Recorded, metric: str) -> None:
-    """Every run's curve is among the lines: by its name, against the round."""
-    for name, results in recorded.results.items():
-        values = curve(results, metric)
-        line = {"x": list(range(len(values))), "y": pytest.approx(values)}
-        assert [{"x": d["x"], "y": d["y"]} for d in drawn if d["name"] == name].count(line), name
+def missing_curves(
+    drawn: list[dict[str, Any]], recorded: Recorded, metrics: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """Run and metric of every curve that is not among the lines."""
+    wanted = {
+        (name, metric): curve(results, metric)
+        for name, results in recorded.results.items()
+        for metric in metrics
+    }
+    return [
+        (name, metric)
+        for (name, metric), values in wanted.items()
+        if {"name": name, "x": list(range(len(values))), "y": pytest.approx(values)} not in drawn
+    ]
 
 
 def find_in_table(page: Page, name: str, *, below: str) -> Locator:
@@ -88,12 +102,14 @@ def find_in_table(page: Page, name: str, *, below: str) -> Locator:
     box = first.bounding_box()
     assert box
     page.mouse.move(page.viewport_size["width"] / 2, box["y"])  # the first column does not scroll
-    for _ in range(60):
-        if link.count():
-            return link
-        page.mouse.wheel(0, 150)
+    deadline, steps = time.monotonic() + PATIENCE, 0
+    while not link.count():
+        assert time.monotonic() < deadline, f"no link {name}"
+        # down, and up again: a slow page may draw the row when it is out of sight already
+        page.mouse.wheel(0, 150 if steps // 60 % 2 == 0 else -150)
         page.wait_for_timeout(100)
-    raise AssertionError(f"no link {name}")
+        steps += 1
+    return link
 
 
 def test_three_runs_are_compared_from_the_list_of_runs(
@@ -111,19 +127,14 @@ def test_three_runs_are_compared_from_the_list_of_runs(
         page.get_by_text(name, exact=True).first.wait_for()
     screenshot(page, "mlflow-compare-table")
     find_in_table(page, "by_round/nmi_test", below="by_round/loss").press("Enter")
-    drawn = lines(page, 3)
-    screenshot(page, "mlflow-compare-nmi")
-    assert_curves(drawn, recorded, "nmi_test")
+    assert_curves(page, recorded, "nmi_test", picture="mlflow-compare-nmi")
 
 
 def test_the_charts_of_an_experiment_show_the_nmi_of_all_runs(
     page: Page, recorded: Recorded, tracking: Tracking
 ) -> None:
     page.goto(f"{tracking.uri}/#/experiments/{recorded.experiment_id}/runs?compareRunsMode=CHART")
-    drawn = lines(page, 3)
-    screenshot(page, "mlflow-charts")
-    for metric in ("nmi_test", "nmi_train"):
-        assert_curves(drawn, recorded, metric)
+    assert_curves(page, recorded, "nmi_test", "nmi_train", picture="mlflow-charts")
 
 
 def test_a_run_shows_its_description_and_its_report(
