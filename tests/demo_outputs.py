@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from vitdc.artifacts import Clustering, Dataset, Embeddings, Evaluation, Round
+from vitdc.config import Params
 from vitdc.loop import round_directories
+from vitdc.tracking.naming import run_identity
 
 ROOT = Path(__file__).parent.parent
 RESULTS, OUTPUTS = ROOT / "results", ROOT / "outputs"
@@ -25,13 +27,12 @@ def test_held_out_nmi_is_high_and_above_the_pixel_floor(metrics):
     assert metrics["test"]["nmi"] > metrics["pixel_kmeans"]["test"]["nmi"] + 0.1
 
 
-def test_the_rounds_were_stopped_by_epsilon(metrics):
-    assert metrics["stop_reason"] == "converged"
+def test_the_rounds_were_stopped_by_the_joint_loss(metrics):
     history = Round.load(round_directories(OUTPUTS / "rounds")[-1] / "round")
-    losses = [row.loss for row in history.rows[1:]]
-    falls = -np.diff(losses)
-    assert 0 <= falls[-1] < history.epsilon
-    assert (falls[:-1] >= history.epsilon).all()
+    *falls, last = -np.diff([row.loss for row in history.rows[1:]])
+    assert all(fall >= history.epsilon for fall in falls)
+    assert last < history.epsilon
+    assert metrics["stop_reason"] == ("loss-rose" if last < 0 else "converged")
 
 
 def test_the_joint_loss_is_the_one_of_the_saved_artifacts():
@@ -71,9 +72,13 @@ def test_the_results_are_whole():
     Clustering.load(RESULTS / "model" / "clustering")
 
 
-def test_mlflow_has_one_finished_run():
+def test_mlflow_has_one_finished_run_of_it():
+    params = Params.load(ROOT / "params.yaml", ())
+    identity = run_identity(params, content_hash=Evaluation.load(RESULTS).content_hash)
     with sqlite3.connect(ROOT / "mlflow.db") as connection:
         runs = connection.execute(
-            "SELECT status FROM runs WHERE lifecycle_stage = 'active'"
+            "SELECT status FROM runs JOIN tags USING (run_uuid)"
+            " WHERE lifecycle_stage = 'active' AND key = 'vitdc.identity' AND value = ?",
+            (identity,),
         ).fetchall()
     assert runs == [("FINISHED",)]
