@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from vitdc import tracking
-from vitdc.artifacts import Dataset, RoundRow
+from vitdc.artifacts import ClusteringScores, Dataset, RoundRow, SplitScores
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
@@ -33,6 +34,14 @@ ROWS = [
     RoundRow(1, 0.4, 0.39, 0.1, 0.8, 0.75, 0.7, 0.85, 0.2, "continue"),
     RoundRow(2, 0.395, 0.386, 0.09, 0.82, 0.8, 0.75, 0.9, 0.05, "converged"),
 ]
+SCORES = ClusteringScores(
+    train=SplitScores(0.82, None, None),
+    test=SplitScores(0.8, 0.75, 0.9),
+    silhouette=0.3,
+    changed=0.05,
+    inertia=2.0,
+    num_empty=0,
+)
 HISTORY = [{"epoch": e, "loss": 1.0 / e, "cross_entropy": 0.9 / e} for e in (1, 2)]
 METRICS = {
     "test": {"nmi": 0.8, "ari": 0.75, "acc": 0.9},
@@ -106,6 +115,13 @@ def only_run(store: Path) -> Run:
 def history(store: Path, run: Run, key: str) -> list[tuple[int, float]]:
     points = client(store).get_metric_history(run.info.run_id, key)
     return sorted((point.step, point.value) for point in points)
+
+
+def rows_of(store: Path, key: str) -> list[tuple[int, float]]:
+    """Every row of the only run, in the order of being taken: MLflow's client may hide doubles."""
+    with sqlite3.connect(store) as connection:
+        query = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY rowid"
+        return list(connection.execute(query, (only_run(store).info.run_id, key)))
 
 
 def column(name: str, rows: list[RoundRow] = ROWS) -> list[tuple[int, float]]:
@@ -313,6 +329,30 @@ def test_a_store_that_is_lost_does_not_stop_the_training(
         assert "MLflow cannot be reached: no connection; going on" in caplog.text
         tracker.log_history(0, HISTORY)
     assert history(store, only_run(store), "by_round/nmi_test") == [(0, 0.6)]  # delivered later
+
+
+def test_an_answer_that_is_lost_doubles_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores of a round are told when it is clustered, and again with its row."""
+    log_batch = MlflowClient.log_batch
+    taken, told_again = threading.Event(), threading.Event()
+
+    def take_and_say_nothing(mlflow: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        log_batch(mlflow, *args, **kwargs)
+        monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+        taken.set()
+        told_again.wait(60)
+        raise ConnectionError("no answer")
+
+    with record(make_params()) as tracker:
+        monkeypatch.setattr(MlflowClient, "log_batch", take_and_say_nothing)
+        tracker.log_scores(2, SCORES)
+        assert taken.wait(60)
+        time.sleep(0.01)  # MLflow's times are milliseconds
+        tracker.log_rounds(ROWS)
+        told_again.set()
+    assert rows_of(store, "by_round/nmi_test") == [(2, 0.8), (0, 0.6), (1, 0.75)]
 
 
 # --- artifacts ---------------------------------------------------------------------------------

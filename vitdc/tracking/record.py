@@ -142,7 +142,9 @@ class RunRecord:
                 raise
 
     def _deliver(self, entry: Mapping[str, Any], folder: Path) -> None:
-        points = {Point(key, step): Told(v, t) for key, step, v, t in entry.get("points", ())}
+        points: dict[Point, Told] = {}
+        for key, step, value, time in entry.get("points", ()):
+            _note(points, Point(key, step), Told(value, time), results=entry.get("results", True))
         match entry["kind"]:
             case "points":
                 self.add(points, results=entry["results"])
@@ -198,7 +200,8 @@ class RunRecord:
 
     def add(self, points: Mapping[Point, Told], *, results: bool = True) -> None:
         """Record the values that are not there yet."""
-        self._told.update(points)
+        for point, told in points.items():
+            _note(self._told, point, told, results=results)
         if results and any(
             self._recorded(point, told.value) != told.value for point, told in points.items()
         ):
@@ -206,7 +209,7 @@ class RunRecord:
         if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._set_status("RUNNING")
-        self._unwritten.update({p: v for p, v in points.items() if self._recorded(p) is None})
+        self._unwritten.update({p: self._told[p] for p in points if self._recorded(p) is None})
         self._write()
 
     def _recorded(self, point: Point, default: float | None = None) -> float | None:
@@ -316,12 +319,23 @@ class RunRecord:
         self._client.log_inputs(newer.info.run_id, inputs.dataset_inputs if inputs else [])
         self._run = newer
         self._histories = {}
-        self._unwritten = dict(self._told)
+        self._unwritten = {p: told for p, told in self._told.items() if self._recorded(p) is None}
         self._write_params()
 
     def _set_status(self, status: str) -> None:
         self._client.update_run(self.run_id, status)
         self._run = self._client.get_run(self.run_id)
+
+
+def _note(points: dict[Point, Told], point: Point, told: Told, *, results: bool) -> None:
+    """Keep what is told about a point: another result replaces it, the same keeps its first time.
+
+    An answer of MLflow may get lost. Then it is told again what it has, with what was told since,
+    and it knows a value again only if the time is equal, too.
+    """
+    before = points.get(point)
+    if before is None or (results and before.value != told.value):
+        points[point] = told
 
 
 def find_run(
