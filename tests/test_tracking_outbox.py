@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -299,6 +300,37 @@ def test_a_disk_that_is_full_loses_nothing_while_the_process_lives(
     assert not box.close()
     assert recipient.steps == [0, 1, 2]
     assert caplog.text.count("No space left on device") == 1
+
+
+def test_a_disk_without_locks_costs_neither_values_nor_open_files(
+    tmp_path: Path,
+    recipient: Recipient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As some network file systems are."""
+
+    def unknown(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(journal.fcntl, "flock", unknown)
+    box = open_outbox(tmp_path, recipient)
+    tell(box, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    tell(box, *range(1, 50))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not box.close()
+    assert recipient.steps == [*range(50)]
+    assert caplog.text.count("Function not implemented") == 1
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_journal_that_is_closed_writes_into_no_other_file(tmp_path: Path) -> None:
+    held = Journal.create(tmp_path / "run")
+    held.close()
+    with (tmp_path / "other").open("w"), pytest.raises(OSError, match="descriptor"):
+        held.delivered([1])
+    assert (tmp_path / "other").read_text() == ""
 
 
 def test_telling_waits_for_nobody(tmp_path: Path, recipient: Recipient) -> None:

@@ -61,7 +61,11 @@ class Journal:
 
     @classmethod
     def hold(cls, path: Path, *, flags: int = 0) -> Self | None:
-        """Take over a journal; None if a process that lives has it, or it is gone."""
+        """Take over a journal; None if a process that lives has it, or it is gone.
+
+        Raises:
+            OSError: It cannot be locked, e.g. because the file system has no locks.
+        """
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o600)
         except FileNotFoundError:
@@ -70,9 +74,13 @@ class Journal:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(descriptor)
-            return None
+            if isinstance(error, BlockingIOError):
+                return None
+            if flags:
+                path.unlink()
+            raise
         if os.fstat(descriptor).st_nlink == 0:  # deleted since it was opened
             os.close(descriptor)
             return None
@@ -105,8 +113,9 @@ class Journal:
         remove_if_done(self.path.parent)
 
     def close(self) -> None:
-        """Let others take it over."""
+        """Let others take it over; nothing can be written to it any more."""
         os.close(self._descriptor)
+        self._descriptor = -1  # the system gives the number to the next file
 
     def _write(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line) + "\n"
