@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import os
 import shutil
@@ -196,6 +197,61 @@ def test_a_server_that_goes_away_is_said_once_and_everything_arrives_later(
     said = [r.getMessage() for r in caplog.records]
     assert sum("cannot be reached: no route; going on" in text for text in said) == 1
     assert "all that was kept is delivered" in said[-1]
+
+
+def test_a_long_delivery_before_an_outage_takes_no_patience_from_it(
+    tmp_path: Path, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is restarted after a large upload has as long as any other."""
+    clock, passed = time.monotonic, [0.0]
+    monkeypatch.setattr(outbox.time, "monotonic", lambda: clock() + passed[0])
+
+    def break_off(entry: Entry) -> Exception | None:
+        if passed[0]:
+            return None
+        passed[0] = 3600.0
+        return ConnectionError("broken pipe")
+
+    recipient.refuses = break_off
+    monkeypatch.setattr(outbox, "INTERVAL", 60.0)
+    box = open_outbox(tmp_path, recipient)
+    box.tell("tags", tags={"large": "file"})
+    assert not box.close(patience=600)
+
+
+def test_what_is_told_beside_the_end_is_delivered_or_not_taken(
+    tmp_path: Path, recipient: Recipient
+) -> None:
+    box = open_outbox(tmp_path, recipient)
+    done = threading.Event()
+
+    def measure() -> None:
+        for step in itertools.count():
+            tell(box, step)
+            if done.wait(0.001):
+                return
+
+    beside = threading.Thread(target=measure)
+    beside.start()
+    assert not box.close()
+    taken = list(recipient.steps)
+    done.set()
+    beside.join()
+    tell(box, 10**6)
+    assert recipient.steps == taken == [*range(len(taken))]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_at_the_end_is_said_again_once_it_was_delivered(
+    tmp_path: Path, recipient: Recipient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every stage of `vitdc run` has an outbox of its own."""
+    for times, error in ((1, ConnectionError("away")), (1, None), (2, ConnectionError("away"))):
+        recipient.error = error
+        box = open_outbox(tmp_path, recipient)
+        tell(box, times)
+        box.close(patience=0)
+        assert caplog.text.count("vitdc track --resume") == times
 
 
 def test_what_is_left_at_the_end_is_delivered_by_the_next_process_before_its_own(

@@ -46,7 +46,10 @@ class SystemMonitor:
             monitors = _monitors()
             pause = FIRST
             while not self._end.wait(pause):
-                self._tell(_sample(monitors))
+                values = _sample(monitors)
+                if self._end.is_set():  # meanwhile; the run may be done
+                    return
+                self._tell(values)
                 pause = float(os.environ.get(_PAUSE) or INTERVAL)
         except Exception as error:  # no number of the machine is worth a training
             _logger.warning("MLflow: the load of the machine is not recorded: %s", error)

@@ -147,6 +147,8 @@ class Outbox:
             values: The rest of the entry, as JSON can write it.
         """
         with self._condition:
+            if self._stop:  # a last measurement of the machine, beside the end
+                return
             number = next(self._numbers)
             entry: Entry = {"kind": kind, "time": time.time(), **values}
             kept = self._keep(number, entry, keep)
@@ -158,7 +160,7 @@ class Outbox:
         """Wait until everything is delivered, or MLflow has been away for too long.
 
         Args:
-            patience: Seconds to wait for a server that is away.
+            patience: Seconds to wait for a server that is away, from now or since it went.
 
         Returns:
             What is left.
@@ -169,22 +171,20 @@ class Outbox:
             self._hurry = True
             self._condition.notify_all()
             while self._pending and self._problem is None and self._thread.is_alive():
-                away = self._away_since
-                waited = time.monotonic() - start
-                if away is not None and not self._busy and waited > patience:
+                away, now = self._away_since, time.monotonic()
+                if away is not None and not self._busy and now - max(start, away) > patience:
                     break
                 self._condition.wait(0.1)
             self._hurry = False
             return Waiting.of([each.numbered.entry for each in self._pending])
 
     def close(self, patience: float | None = None) -> Waiting:
-        """Deliver what can be delivered, say what is left, and let it go."""
-        left = self.flush(patience)
-        with self._condition:
+        """Deliver what can be delivered, say what is left, and let it go; it takes no more."""
+        with self._condition:  # nothing can be told between the two, since only `flush` waits
+            left = self.flush(patience)
             self._stop = True
             self._condition.notify_all()
-        if not self._busy:
-            self._thread.join(5)
+        self._thread.join(5)
         if left:
             self._warn(
                 "left",
@@ -192,7 +192,7 @@ class Outbox:
                 " track --resume` delivers it",
             )
         elif self._away_since is None and (self.folder, "away") in _warned:
-            _warned.discard((self.folder, "away"))
+            _warned.difference_update({(self.folder, "away"), (self.folder, "left")})
             _logger.info("MLflow: all that was kept is delivered")
         self._release()
         return left
@@ -270,10 +270,11 @@ class Outbox:
             self._condition.notify_all()
             while not self._stop:
                 wait = self._last_delivery + INTERVAL - time.monotonic()
-                if self._pending and self._problem is None and (self._hurry or wait <= 0):
+                due = self._pending and self._problem is None
+                if due and (self._hurry or wait <= 0):
                     self._busy = True
                     return _first_together(self._pending)
-                self._condition.wait(max(wait, 0.05) if self._pending else None)
+                self._condition.wait(wait if due else None)
             return None
 
     def _settle(self, batch: list[_Pending]) -> None:
