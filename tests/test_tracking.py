@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from vitdc import tracking
 from vitdc.artifacts import ClusteringScores, Dataset, RoundRow, SplitScores
@@ -27,6 +28,7 @@ from vitdc.errors import InputError, TrainingError
 from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
 from vitdc.tracking import store as store_module
 from vitdc.tracking.naming import round_key
+from vitdc.tracking.store import patience
 
 HASH = "0123456789abcdef" * 4
 ROWS = [
@@ -461,7 +463,27 @@ def test_a_store_that_cannot_be_used_is_refused_at_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert "secret" not in refused(match)
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_patience_with_a_server_leaves_the_environment_alone_and_counts_the_most_patient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A delivery goes on beside a training, whose libraries read the environment at any time."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    before, own = dict(os.environ), MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+    delivery = patience(retries=0, timeout=15)
+    download = patience(retries=5, timeout=300)
+    with delivery:
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 15
+        download.__enter__()
+        assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 300
+        assert dict(os.environ) == before
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 300, "what began later lasts longer"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 7, "the user's own"
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    download.__exit__(None, None, None)
+    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == own
 
 
 def test_a_corrupt_store_is_refused(store: Path) -> None:

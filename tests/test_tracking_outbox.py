@@ -372,9 +372,9 @@ def test_a_disk_without_locks_costs_neither_values_nor_open_files(
     monkeypatch.setattr(journal.fcntl, "flock", unknown)
     box = open_outbox(tmp_path, recipient)
     tell(box, 0)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     tell(box, *range(1, 50))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert not box.close()
     assert recipient.steps == [*range(50)]
     assert caplog.text.count("Function not implemented") == 1

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from vitdc import environment
 from vitdc.errors import InputError, TrainingError, mask_credentials, one_line
 
 if TYPE_CHECKING:
@@ -223,14 +223,53 @@ def _check_artifacts(file: Path, recorded: str, expected: str, experiment: str) 
     connection.close()
 
 
-def patience(*, retries: int, timeout: int) -> AbstractContextManager[None]:
-    """Let a lost server be noticed soon, unless the user chose otherwise; mlflow waits minutes."""
-    return environment.defaults(
-        {
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
-        }
-    )
+@contextmanager
+def patience(*, retries: int, timeout: int) -> Iterator[None]:
+    """Let a lost server be noticed soon, unless the user chose otherwise; mlflow waits minutes.
+
+    Of several at a time, nested or in threads, the most patient one counts: mlflow has one for all.
+    """
+    _patience.enter(retries, timeout)
+    try:
+        yield
+    finally:
+        _patience.leave(retries, timeout)
+
+
+class _Patience:
+    """Mlflow's default of its variables; in the environment itself, threads would disturb others.
+
+    Attributes:
+        wanted: Retries and seconds of all that are at work.
+        own: Those of mlflow.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: list[tuple[int, int]] = []
+        self.own: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+
+    def enter(self, retries: int, timeout: int) -> None:
+        with self._lock:
+            self.wanted.append((retries, timeout))
+            self._apply()
+
+    def leave(self, retries: int, timeout: int) -> None:
+        with self._lock:
+            self.wanted.remove((retries, timeout))
+            self._apply()
+
+    def _apply(self) -> None:
+        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT as TIMEOUT
+
+        self.own = self.own or (RETRIES.default, TIMEOUT.default)
+        found = self.wanted or [self.own]
+        RETRIES.default = max(retries for retries, _ in found)
+        TIMEOUT.default = max(timeout for _, timeout in found)
+
+
+_patience = _Patience()
 
 
 @contextmanager
