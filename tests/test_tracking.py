@@ -357,6 +357,20 @@ def test_an_answer_that_is_lost_doubles_nothing(
     assert rows_of(store, "by_round/nmi_test") == [(2, 0.8), (0, 0.6), (1, 0.75)]
 
 
+def test_a_value_that_mlflow_refuses_takes_no_other_along(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with record(make_params()) as tracker:
+        assert isinstance(tracker, MlflowTracker)
+        for name in ("first", "not/../a/name", "second"):
+            tracker.on_step(name, 0, 1.5)
+        assert not tracker.flush()
+        tracker.on_step("third", 0, 1.5)
+    names = {key for key in only_run(store).data.metrics if key.startswith("seconds/")}
+    assert names == {"seconds/first", "seconds/second", "seconds/third"}
+    assert caplog.text.count("MLflow does not take 1 value") == 1
+
+
 # --- artifacts ---------------------------------------------------------------------------------
 
 

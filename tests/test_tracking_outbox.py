@@ -33,6 +33,7 @@ from vitdc.errors import InputError
 from vitdc.tracking import download_model, journal, outbox
 from vitdc.tracking.journal import Entry, Journal, Numbered
 from vitdc.tracking.outbox import Outbox, Waiting
+from vitdc.tracking.store import Trouble, trouble
 from vitdc.tracking.waiting import waiting_runs
 
 ABOUT = {"run_id": "run", "name": "toy", "identity": "0", "uri": "sqlite:///none"}
@@ -299,6 +300,42 @@ def test_a_bad_value_is_set_aside_and_does_not_hold_up_the_rest(
     assert (tmp_path / "box" / "run" / second["file"]).read_text() == "content"
     (left,) = waiting_runs(tmp_path / "box")
     assert (left.refused, bool(left.waiting)) == (2, False)
+
+
+def test_a_bad_value_takes_no_good_one_along(tmp_path: Path, recipient: Recipient) -> None:
+    """What is told in a short time goes in one request."""
+    from mlflow.exceptions import MlflowException
+
+    bad = MlflowException.invalid_parameter_value("no such step")
+    recipient.refuses = lambda entry: bad if 7 in [p[1] for p in entry["points"]] else None
+    with recipient.lock:
+        box = open_outbox(tmp_path, recipient)
+        tell(box, *range(20))
+    tell(box, 20)
+    assert not box.close()
+    assert recipient.steps == [step for step in range(21) if step != 7]
+    (refused,) = journal.refused(tmp_path / "run")
+    assert [point[1] for point in refused["points"]] == [7]
+
+
+@pytest.mark.parametrize(
+    ("message", "meaning"),
+    [
+        ("QueuePool limit of size 5 overflow 10 reached, connection timed out", Trouble.OUTAGE),
+        ("(psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT", Trouble.OUTAGE),
+        ("(psycopg.DataError) PostgreSQL text fields cannot contain NUL", Trouble.REFUSED),
+    ],
+)
+def test_what_mlflows_database_cannot_do_now_is_tried_again(message: str, meaning: Trouble) -> None:
+    """MLflow calls everything that its database says a bad request."""
+    from mlflow.exceptions import MlflowException, RestException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
+
+    assert trouble(MlflowException(message, error_code=BAD_REQUEST)) is meaning
+    answered = RestException({"error_code": "BAD_REQUEST", "message": message})
+    assert trouble(answered) is meaning
+    bad = MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+    assert trouble(bad) is Trouble.REFUSED
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -130,6 +130,7 @@ class Outbox:
         self._away_since: float | None = None
         self._problem: str | None = None  # why nothing is delivered any more
         self._last_delivery = 0.0
+        self._alone = 0  # how many of the first entries go one by one, since one of them is bad
         self._remember = remember
         self._finished = False  # what ends the run has been told
         self._adopt()
@@ -273,7 +274,7 @@ class Outbox:
                 due = self._pending and self._problem is None
                 if due and (self._hurry or wait <= 0):
                     self._busy = True
-                    return _first_together(self._pending)
+                    return [self._pending[0]] if self._alone else _first_together(self._pending)
                 self._condition.wait(wait if due else None)
             return None
 
@@ -290,6 +291,7 @@ class Outbox:
                 self._last_delivery = time.monotonic()
 
     def _drop(self, batch: list[_Pending]) -> None:
+        self._alone = max(self._alone - len(batch), 0)
         done = {id(each.numbered) for each in batch}
         self._pending = deque(each for each in self._pending if id(each.numbered) not in done)
         with self._ignoring_disk():
@@ -321,7 +323,11 @@ class Outbox:
                 " right",
             )
             return 0
-        self._set_aside(batch, error)
+        if len(batch) > 1:
+            with self._condition:
+                self._alone = len(batch)
+        else:
+            self._set_aside(batch, error)
         return 0
 
     def _away(self, batch: list[_Pending], error: Exception) -> None:

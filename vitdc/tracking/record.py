@@ -199,7 +199,10 @@ class RunRecord:
     # --- what is recorded ------------------------------------------------------------------------
 
     def add(self, points: Mapping[Point, Told], *, results: bool = True) -> None:
-        """Record the values that are not there yet."""
+        """Record the values that are not there yet.
+
+        What MLflow refuses is forgotten, so that it takes what is told later.
+        """
         for point, told in points.items():
             _note(self._told, point, told, results=results)
         if results and any(
@@ -210,7 +213,14 @@ class RunRecord:
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._set_status("RUNNING")
         self._unwritten.update({p: self._told[p] for p in points if self._recorded(p) is None})
-        self._write()
+        try:
+            self._write()
+        except Exception as error:
+            if trouble(error) is Trouble.REFUSED:
+                for point in points:
+                    self._told.pop(point, None)
+                    self._unwritten.pop(point, None)
+            raise
 
     def _recorded(self, point: Point, default: float | None = None) -> float | None:
         """The value that is recorded at a point, or the default.

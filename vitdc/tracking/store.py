@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ _SCHEMES = (*_SQL_SCHEMES, "http", "https")
 _WAIT = (408, 409, 425, 429, 499)  # HTTP: too slow, conflict, too early, too many, cancelled
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows
 _REFUSED = (401, 403, 404)
+_BAD_VALUE = re.compile(r"\([\w.]*(Data|Integrity|Value|Overflow)Error\)")  # as SQLAlchemy says it
 _OF_OTHERS = ("sqlalchemy", "urllib3", "requests", "boto", "psycopg2", "sqlite3", "pymysql")
 
 
@@ -308,6 +310,8 @@ def trouble(error: BaseException) -> Trouble:
     if isinstance(error, InputError):  # ours; without a cause it is e.g. a run in the trash
         return trouble(error.__cause__) if error.__cause__ else Trouble.BLOCKED
     status = _http_status(error)
+    if getattr(error, "error_code", None) == "BAD_REQUEST":  # whatever the database of MLflow says
+        return Trouble.REFUSED if _BAD_VALUE.search(str(error)) else Trouble.OUTAGE
     if status is not None:
         if status in _REFUSED:
             return Trouble.BLOCKED
