@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from vitdc import tracking
 from vitdc.artifacts import ClusteringScores, Dataset, RoundRow, SplitScores
+from vitdc.cli import find_command
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
+from vitdc.tracking import record as record_module
 from vitdc.tracking import store as store_module
 from vitdc.tracking.naming import round_key
 from vitdc.tracking.store import patience
@@ -264,6 +267,37 @@ def test_another_result_takes_the_place_of_the_old_one(store: Path, results: Pat
     assert_complete(store, new, rows)
     (trashed,) = runs(store, view=ViewType.DELETED_ONLY)
     assert trashed.info.run_id == old.info.run_id
+
+
+def test_an_empty_run_id_is_none(
+    store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell or a manifest leaves it; another result is not lost by it."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "")
+    evaluate(make_params(), results)
+    evaluate(make_params(), results, ROWS[:2])
+    assert_complete(store, only_run(store), ROWS[:2])
+
+
+def test_another_result_that_is_delivered_later_is_of_the_code_that_made_it(
+    store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "mlflow.source.git.commit"
+    monkeypatch.setattr(outbox, "PATIENCE", 0.0)
+    evaluate(make_params(), results)
+
+    def be_away(*args: Any) -> None:
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(record_module, "code_tags", lambda: {commit: "a" * 40})
+        away.setattr(MlflowClient, "get_metric_history", be_away)
+        evaluate(make_params(), results, ROWS[:2])
+    monkeypatch.setattr(record_module, "code_tags", lambda: {commit: "b" * 40})
+    done = CliRunner().invoke(find_command("track"), ["--resume"])
+    assert done.exit_code == 0, done.output
+    assert_complete(store, only_run(store), ROWS[:2])
+    assert only_run(store).data.tags[commit] == "a" * 40
 
 
 def test_a_shorter_result_leaves_no_rounds_of_the_old_one(store: Path, results: Path) -> None:
@@ -744,6 +778,22 @@ def test_a_step_finds_the_run_that_superseded_its_own(store: Path, results: Path
     assert run.data.metrics["by_round/more/cross_entropy"] in (0.7, 0.59)
     assert run.data.params["joint.gamma"] == "0.1"
     assert run.data.tags["vitdc.data.name"] == "digits"
+    assert run.data.tags["vitdc.kfp_run_id"] == "job-1"
+    assert end(params, state="FAILED") == "FAILED"
+    failed = only_run(store)
+    assert (failed.info.run_id, failed.info.status) == (newer.run_id, "FAILED")
+
+
+def test_a_run_that_supersedes_another_has_no_part_in_what_pipeline_runs_made_before(
+    store: Path, results: Path
+) -> None:
+    params = make_params()
+    evaluate(params, results)
+    tracking.record_evaluated(start(params, "job-1"), model_uri="s3://bucket/model")
+    with tracking.resume_record(start(params, "job-2")) as tracker:
+        tracker.log_rounds([RoundRow(round=0, cross_entropy=0.7)])
+    tags = only_run(store).data.tags
+    assert {key for key in tags if key.startswith("vitdc.kfp_run.")} == {"vitdc.kfp_run.job-2"}
 
 
 def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:

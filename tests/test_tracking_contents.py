@@ -256,6 +256,22 @@ def test_the_description_has_the_scores_the_rounds_and_pictures_that_are_there(
     assert len(text.encode()) <= MAX_TAG
 
 
+def test_a_description_is_renewed_until_a_person_writes_another(recorded: Recorded) -> None:
+    evaluation = Evaluation.load(recorded.first / "results")
+    better = replace(evaluation, metrics={**evaluation.metrics, "rounds": 7})
+
+    def describe(evaluation: Evaluation) -> str:
+        with opened(experiment="described") as tracker:
+            tracker.log_description(evaluation)
+        return only_run(recorded, "described").data.tags["mlflow.note.content"]
+
+    assert "7 rounds" not in describe(evaluation)
+    assert "7 rounds" in describe(better)
+    run_id = only_run(recorded, "described").info.run_id
+    recorded.client.set_tag(run_id, "mlflow.note.content", "# Test of the new camera")
+    assert describe(better) == "# Test of the new camera"
+
+
 def test_a_description_of_hundreds_of_rounds_fits_into_a_tag(recorded: Recorded) -> None:
     evaluation = Evaluation.load(recorded.first / "results")
     rows = [

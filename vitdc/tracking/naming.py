@@ -30,6 +30,9 @@ FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
 REGISTERED_TAG = "vitdc.registered_model"
 MODEL_TAG = "vitdc.model_uri"
+DESCRIPTION_TAG = "vitdc.description"  # a hash, by which our own text is known
+PIPELINE_RUN_TAG = "vitdc.kfp_run_id"  # of the newest one
+PIPELINE_STATE_TAG = "vitdc.kfp_run."  # and Kubeflow's id of a pipeline run
 DATA_TAG = "vitdc.data."  # and name, sha256, or what is known of its origin, e.g. commit
 DVC_TAG = "vitdc.dvc."  # and what DVC knows by the hash: dataset or model
 

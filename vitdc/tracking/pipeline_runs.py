@@ -10,8 +10,15 @@ from contextlib import contextmanager
 
 from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
-from vitdc.tracking.naming import MODEL_TAG
-from vitdc.tracking.record import RunRecord, describe_run, find_run, injected_run, open_record
+from vitdc.tracking.naming import MODEL_TAG, PIPELINE_RUN_TAG, PIPELINE_STATE_TAG
+from vitdc.tracking.record import (
+    GOING_ON,
+    RunRecord,
+    describe_run,
+    find_run,
+    injected_run,
+    open_record,
+)
 from vitdc.tracking.store import existing_store, find_experiment, open_store
 from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
 
@@ -19,7 +26,6 @@ RECORD_VARIABLE = "VITDC_RECORD"
 
 _logger = logging.getLogger(__name__)
 
-_PIPELINE_RUN_TAG = "vitdc.kfp_run_id"
 _EVALUATED = "EVALUATED"
 _SUCCESSES = ("SUCCEEDED", "COMPLETE", "CACHED")  # of Kubeflow's releases
 
@@ -51,7 +57,7 @@ def start_record(
     if not params.tracking.enabled:
         return ""
     record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
-    record.tag({_PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): "RUNNING"})
+    record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
     return f"{record.run_id}/{pipeline_run_id}"
 
 
@@ -196,4 +202,4 @@ def find_model(tracking: TrackingConfig, run_id: str) -> str:
 
 def _state_tag(pipeline_run_id: str) -> str:
     """The tag with the state of one of the pipeline runs that an MLflow run stands for."""
-    return f"vitdc.kfp_run.{pipeline_run_id}"
+    return f"{PIPELINE_STATE_TAG}{pipeline_run_id}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,11 @@ from vitdc.config import Params
 from vitdc.errors import InputError
 from vitdc.tracking.naming import (
     DATA_TAG,
+    DESCRIPTION_TAG,
     FAILURE_TAG,
     IDENTITY_TAG,
+    PIPELINE_RUN_TAG,
+    PIPELINE_STATE_TAG,
     REGISTERED_TAG,
     SUPERSEDES_TAG,
     SYSTEM,
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+GOING_ON = "RUNNING"  # the state of a pipeline run that has not ended
+
 _UPLOAD_TIMEOUT = 300  # seconds: a server answers when its own store has the whole file
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # of one request
 
@@ -53,6 +59,7 @@ class RunDescription(NamedTuple):
     content_hash: str
     origin: Mapping[str, str]
     registered_model: str  # name for the final model; empty: it is not registered
+    code: Mapping[str, str]  # tags that say what it is made by
 
 
 class RunRecord:
@@ -88,8 +95,16 @@ class RunRecord:
         return cls(client, run or _create_run(client, experiment_id, description), description)
 
     @classmethod
-    def resume(cls, client: MlflowClient, run_id: str) -> RunRecord:
-        """Continue a run by its id, or the one that superseded it."""
+    def resume(
+        cls, client: MlflowClient, run_id: str, *, code: Mapping[str, str] | None = None
+    ) -> RunRecord:
+        """Continue a run by its id, or the one that superseded it.
+
+        Args:
+            client: Of the store.
+            run_id: Of the MLflow run.
+            code: What made the results that are going to be told; by default this process.
+        """
         run = client.get_run(run_id)
         while run.info.lifecycle_stage == "deleted":
             newer = find_run(client, run.info.experiment_id, SUPERSEDES_TAG, run.info.run_id)
@@ -99,7 +114,7 @@ class RunRecord:
                     f" restore --run-id {run_id}`, or run again"
                 )
             run = newer
-        return cls(client, run, _description_of(run))
+        return cls(client, run, _description_of(run, code_tags() if code is None else code))
 
     @property
     def run_id(self) -> str:
@@ -121,6 +136,7 @@ class RunRecord:
             "name": str(self._run.info.run_name),
             "identity": self._description.identity,
             "registered_model": self._description.registered_model,
+            "code": dict(self._description.code),
             "uri": store_name(),
             "started": self._run.info.start_time / 1000,
         }
@@ -274,9 +290,11 @@ class RunRecord:
         """
         from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-        there = self._client.get_run(self.run_id).data.tags.get(MLFLOW_RUN_NOTE, "")
-        if not there or there.startswith(text.partition(" ")[0]):
-            self.tag({MLFLOW_RUN_NOTE: text.replace("RUN_ID", self.run_id)})
+        text = text.replace("RUN_ID", self.run_id)
+        tags = self._client.get_run(self.run_id).data.tags
+        there = tags.get(MLFLOW_RUN_NOTE, "")
+        if there in ("", text) or _digest(there) == tags.get(DESCRIPTION_TAG):
+            self.tag({MLFLOW_RUN_NOTE: text, DESCRIPTION_TAG: _digest(text)})  # in this order
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -316,17 +334,18 @@ class RunRecord:
 
     def _supersede(self) -> None:
         """Put the run into the trash and start over with a fresh one."""
-        if "MLFLOW_RUN_ID" in os.environ:  # it is Kubeflow's, and stays what it is
+        if os.environ.get("MLFLOW_RUN_ID"):  # it is Kubeflow's, and stays what it is
             return
-        old = self._client.get_run(self.run_id).info
+        run = self._client.get_run(self.run_id)
+        old = run.info
         newer = find_run(self._client, old.experiment_id, SUPERSEDES_TAG, old.run_id)
         if newer is None:  # else this is the second attempt
-            tags = {SUPERSEDES_TAG: old.run_id}
+            tags = {SUPERSEDES_TAG: old.run_id, **_pipeline_tags(run)}
             newer = _create_run(self._client, old.experiment_id, self._description, tags)
         if old.lifecycle_stage != "deleted":
             self._client.delete_run(old.run_id)
-        inputs = self._client.get_run(old.run_id).inputs
-        self._client.log_inputs(newer.info.run_id, inputs.dataset_inputs if inputs else [])
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        self._client.log_inputs(newer.info.run_id, inputs)
         self._run = newer
         self._histories = {}
         self._unwritten = {p: told for p, told in self._told.items() if self._recorded(p) is None}
@@ -391,7 +410,20 @@ def _run_tags(about: RunDescription) -> dict[str, str]:
     data = {"name": about.dataset_name, "sha256": about.content_hash, **about.origin}
     known = {f"{DATA_TAG}{key}": value for key, value in data.items() if value}
     known |= {"vitdc.seed": about.params.get("seed", ""), REGISTERED_TAG: about.registered_model}
-    return {IDENTITY_TAG: about.identity, **known, **code_tags()}
+    return {IDENTITY_TAG: about.identity, **known, **about.code}
+
+
+def _pipeline_tags(run: Run) -> dict[str, str]:
+    """By which the pipeline runs that are filling a run find it."""
+    return {
+        key: value
+        for key, value in run.data.tags.items()
+        if key == PIPELINE_RUN_TAG or (key.startswith(PIPELINE_STATE_TAG) and value == GOING_ON)
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_run(
@@ -405,10 +437,11 @@ def describe_run(
         content_hash=content_hash,
         origin=origin or {},
         registered_model=registered_name(params.tracking, dataset_name=dataset_name),
+        code=code_tags(),
     )
 
 
-def _description_of(run: Run) -> RunDescription:
+def _description_of(run: Run, code: Mapping[str, str]) -> RunDescription:
     """What a recorded run is, read back from its record."""
     tags = run.data.tags
     data = {k.removeprefix(DATA_TAG): v for k, v in tags.items() if k.startswith(DATA_TAG)}
@@ -420,6 +453,7 @@ def _description_of(run: Run) -> RunDescription:
         content_hash=data.pop("sha256", ""),
         origin=data,
         registered_model=tags.get(REGISTERED_TAG, ""),
+        code=code,
     )
 
 

@@ -317,7 +317,7 @@ def connect(about: Mapping[str, Any]) -> RunRecord:
         InputError: The store cannot be used, or the run is in its trash.
     """
     with open_store() as client:
-        return RunRecord.resume(client, str(about["run_id"]))
+        return RunRecord.resume(client, str(about["run_id"]), code=about.get("code"))
 
 
 def _dated(points: Points) -> list[tuple[str, int, float, int]]:
