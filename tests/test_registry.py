@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ import yaml
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -28,7 +31,14 @@ from vitdc.artifacts import Dataset, Evaluation
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 from vitdc.prediction import Predictor
-from vitdc.tracking import download, download_model, log_evaluation, open_tracker, promote
+from vitdc.tracking import (
+    download,
+    download_model,
+    log_evaluation,
+    open_tracker,
+    promote,
+    promotion,
+)
 from vitdc.tracking.registry import Scores, model_digest, register_model
 
 NAME = "vitdc-toy"
@@ -237,6 +247,23 @@ def test_a_model_is_fetched_once(
     first = download_model(f"models:/{NAME}")
     monkeypatch.setattr(download, "_repository", toys.interrupt)
     assert download_model(f"models:/{NAME}") == first
+
+
+def test_a_large_model_has_time_to_come(
+    store: MlflowClient, toy_run: toys.ToyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server sends nothing before its own store has sent it the whole file."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    register(store, toy_run.results / "model")
+    fetch_files, timeouts = download._download, []
+
+    def note(*args: Any) -> Path:
+        timeouts.append(MLFLOW_HTTP_REQUEST_TIMEOUT.get())
+        return fetch_files(*args)
+
+    monkeypatch.setattr(download, "_download", note)
+    download_model(f"models:/{NAME}")
+    assert min(timeouts) >= 300
 
 
 def test_a_damaged_model_in_the_cache_is_fetched_again(
@@ -566,6 +593,53 @@ def test_a_decision_outlives_a_run_in_the_trash(two: MlflowClient) -> None:
     two.delete_run(versions(two)[1].run_id)
     assert promote(NAME).promoted
     assert champion(two) == 2
+
+
+def test_a_decision_outlives_a_run_that_is_gone_for_good(two: MlflowClient, tmp_path: Path) -> None:
+    run_id = versions(two)[1].run_id
+    two.delete_run(run_id)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
+    subprocess.run([*command, "--tracking-uri", uri, "--run-ids", run_id], check=True)
+    with pytest.raises(MlflowException, match="not found"):
+        two.get_run(run_id)
+    assert promote(NAME).promoted
+    assert champion(two) == 2
+
+
+def test_a_model_that_another_promotion_was_faster_with_is_compared_with(
+    two: MlflowClient, toy_run: toys.ToyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the worse one of two would be the champion, if it took longer to judge."""
+    register(two, toy_run.rounds / "00", nmi=0.55)
+    decide = promotion._decide
+
+    def be_overtaken(*args: Any, **options: Any) -> promotion.Decision:
+        monkeypatch.setattr(promotion, "_decide", decide)
+        decision = decide(*args, **options)
+        assert promote(f"{NAME}/2").promoted
+        return decision
+
+    monkeypatch.setattr(promotion, "_decide", be_overtaken)
+    decision = promote(f"{NAME}/3")
+    assert (decision.promoted, decision.champion, decision.champion_score) == (False, "2", 0.6)
+    assert champion(two) == 2
+
+
+def test_what_is_wrong_here_is_not_blamed_on_mlflow(
+    two: MlflowClient, toy_run: toys.ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*arguments: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    with monkeypatch.context() as device:
+        device.setattr(Predictor, "predict", run_out)
+        with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
+            promote(NAME, dataset=toy_run.dataset)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"^(?!.*MLFLOW_TRACKING_URI).*set XDG_CACHE_HOME"):
+        download_model(f"models:/{NAME}")
 
 
 @pytest.mark.parametrize("other", ["b" * 64, ""])

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.errors import InputError
 from vitdc.tracking.packaging import LOADER_MODULE, MODEL_PARTS
 from vitdc.tracking.registry import DIGEST_TAG, StoredModel, locate, model_digest
-from vitdc.tracking.store import existing_store
+from vitdc.tracking.store import existing_store, patience
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +34,7 @@ _DATA_SUFFIXES = (".json", ".npy", ".safetensors")
 _DESCRIPTION_SUFFIXES = (".json", ".txt", ".yaml")  # of what MLflow itself writes beside it
 _DESCRIPTIONS = ("MLmodel", "registered_model_meta")  # likewise
 _MAX_DEPTH = 4
+_RETRIES, _TIMEOUT = 5, 300  # a server begins to send when its own store has sent the whole file
 
 
 def download_model(uri: str) -> Path:
@@ -49,7 +51,8 @@ def download_model(uri: str) -> Path:
 
     Raises:
         InputError: MLFLOW_TRACKING_URI cannot be used, has no such model, or the model is not one
-            that vitdc logged, is damaged or of another format version.
+            that vitdc logged, is damaged or of another format version; or the cache cannot be
+            written.
     """
     with existing_store(
         way_out="set MLFLOW_TRACKING_URI to where the model is registered"
@@ -68,9 +71,7 @@ def fetch(client: MlflowClient, stored: StoredModel, uri: str) -> Path:
         if _is_intact(cached, stored.digest):
             return cached
     repository = _repository(client, stored)
-    cache_directory().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix=".partial-") as name:
-        partial = Path(name)
+    with _partial() as partial, patience(retries=_RETRIES, timeout=_TIMEOUT):
         _check_files(list(_walk(repository, uri)), uri)
         data = _check_description(_download(repository, "MLmodel", partial), uri)
         fetched = _download(repository, data, partial)
@@ -87,6 +88,28 @@ def cache_directory() -> Path:
     """Where downloaded models are kept."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "vitdc" / "models"
+
+
+@contextmanager
+def _partial() -> Iterator[Path]:
+    """A folder in the cache for what is not complete; deleted with the block."""
+    with _writing_cache():
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=cache_directory(), prefix=".partial-")
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _writing_cache() -> Iterator[None]:
+    """Say of an error that it is of this machine, not of MLflow."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{cache_directory()}: models cannot be kept here: {error.strerror}; set XDG_CACHE_HOME"
+            " to a directory that can be written"
+        ) from error
 
 
 def _repository(client: MlflowClient, stored: StoredModel) -> ArtifactRepository:
@@ -170,11 +193,12 @@ def _keep(fetched: Path, partial: Path) -> Path:
     cached = cache_directory() / digest
     if _is_intact(cached, digest):
         return cached
-    if cached.exists():
-        cached.rename(partial / "damaged")  # deleted with `partial`
-    try:
-        fetched.rename(cached)
-    except OSError:
-        if not _is_intact(cached, digest):
-            raise
+    with _writing_cache():
+        if cached.exists():
+            cached.rename(partial / "damaged")  # deleted with `partial`
+        try:
+            fetched.rename(cached)
+        except OSError:
+            if not _is_intact(cached, digest):
+                raise
     return cached

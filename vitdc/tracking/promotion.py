@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vitdc.artifacts import Dataset
 from vitdc.errors import InputError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _ALIAS = re.compile(r"(?!(?i:latest|v\d+)$)[\w-]+")
-METRICS = ("nmi_test", "ari_test", "acc_test")  # higher is better, as for all of them
+_WAY_OUT = "set MLFLOW_TRACKING_URI to where the model is registered"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def promote(
         model: NAME, NAME/VERSION, models:/NAME/VERSION or the id of a run; None means the newest
             version of the only registered model.
         alias: The alias.
-        metric: One of `METRICS`.
+        metric: nmi_test, ari_test or acc_test.
         margin: The score has to be better by more than this.
         dataset: Directory of a Dataset on whose test split both versions are scored anew; None
             compares the scores that their runs had.
@@ -107,19 +107,20 @@ def promote(
             f"--alias {alias}: MLflow takes letters, digits, - and _, and neither `latest` nor v1,"
             " v2, ..."
         )
-    with existing_store(
-        way_out="set MLFLOW_TRACKING_URI to where the model is registered"
-    ) as client:
+    with existing_store(way_out=_WAY_OUT) as client:
         version = _chosen_version(client, model)
-        champion = _holder(client, version.name, alias)
-        decision = _decide(
-            client, version, champion, alias=alias, metric=metric, margin=margin, dataset=dataset
-        )
-        if not dry_run and decision.version != decision.champion:
-            _record(client, version, decision)
-            if decision.promoted:
-                client.set_registered_model_alias(version.name, alias, version.version)
-        return decision
+    while True:
+        with existing_store(way_out=_WAY_OUT) as client:
+            contest = _contest(client, version, alias)
+        decision = _decide(contest, alias=alias, metric=metric, margin=margin, dataset=dataset)
+        if dry_run or decision.version == decision.champion:
+            return decision
+        with existing_store(way_out=_WAY_OUT) as client:
+            if _holder(client, version.name, alias) == decision.champion:  # still
+                _record(client, version, decision)
+                if decision.promoted:
+                    client.set_registered_model_alias(version.name, alias, version.version)
+                return decision
 
 
 def _chosen_version(client: MlflowClient, model: str | None) -> ModelVersion:
@@ -130,27 +131,41 @@ def _chosen_version(client: MlflowClient, model: str | None) -> ModelVersion:
     return version_of_run(client, model) or find_version(client, f"models:/{model}")
 
 
-def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that has the alias."""
+def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
+    """The number of the version that has the alias."""
     number = client.get_registered_model(name).aliases.get(alias)
-    return client.get_model_version(name, str(number)) if number else None
+    return str(number) if number else None
+
+
+class _Contest(NamedTuple):
+    """The version to be judged and the one that has the alias, if any has.
+
+    Attributes:
+        versions: The one to be judged, and the champion if that is another one.
+        files: Of each of them: what cannot be read is no champion.
+        champion: Number of the version that has the alias.
+    """
+
+    versions: list[ModelVersion]
+    files: list[Path]
+    champion: str | None
+
+
+def _contest(client: MlflowClient, version: ModelVersion, alias: str) -> _Contest:
+    champion = _holder(client, version.name, alias)
+    versions = [version]
+    if champion not in (None, str(version.version)):
+        versions.append(client.get_model_version(version.name, champion))
+    return _Contest(versions, [_fetch(client, each) for each in versions], champion)
 
 
 def _decide(
-    client: MlflowClient,
-    version: ModelVersion,
-    champion: ModelVersion | None,
-    *,
-    alias: str,
-    metric: str,
-    margin: float,
-    dataset: Path | None,
+    contest: _Contest, *, alias: str, metric: str, margin: float, dataset: Path | None
 ) -> Decision:
-    models = [version, champion] if champion and champion.version != version.version else [version]
-    fetched = [_fetch(client, each) for each in models]  # what cannot be read is no champion
+    models = contest.versions
     if dataset:
         images = Dataset.load(dataset)
-        scores = [_measure(model, images, metric) for model in fetched]
+        scores = [_measure(model, images, metric) for model in contest.files]
         test_data = images.split_hash("test")
     else:
         scores = [_recorded(each, metric) for each in models]
@@ -161,19 +176,19 @@ def _decide(
             f"{_uri(unscored)}: has no {metric}, because its test images had no labels; give"
             " --dataset DIR, a prepared data set with labels, to score both versions on it"
         )
-    score, champion_score = scores[0], scores[-1] if champion else None
+    score, champion_score = scores[0], scores[-1] if contest.champion else None
     better = score is not None and champion_score is not None and score > champion_score + margin
     return Decision(
-        model=version.name,
+        model=models[0].name,
         alias=alias,
-        version=str(version.version),
+        version=str(models[0].version),
         score=score,
-        champion=str(champion.version) if champion else None,
+        champion=contest.champion,
         champion_score=champion_score,
         metric=metric,
         margin=margin,
         test_data=test_data,
-        promoted=champion is None or better,
+        promoted=contest.champion is None or better,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         by=_user(),
     )
@@ -239,11 +254,23 @@ def _record(client: MlflowClient, version: ModelVersion, decision: Decision) -> 
     tag = f"vitdc.promotion.{decision.alias}"
     text = json.dumps(asdict(decision))
     client.set_model_version_tag(version.name, version.version, tag, text)
-    if version.run_id and client.get_run(version.run_id).info.lifecycle_stage == "active":
+    if version.run_id and _is_active(client, version.run_id):
         client.set_tag(version.run_id, tag, text)
     if decision.promoted:
         lines = filter(None, (version.description, in_words(decision)))
         client.update_model_version(version.name, version.version, "\n\n".join(lines))
+
+
+def _is_active(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run is neither in the trash nor gone for good (`mlflow gc`)."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def in_words(decision: Decision) -> str:
