@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -594,28 +593,9 @@ def test_a_fresh_store_is_made_without_a_word(tmp_path: Path) -> None:
 # --- the page that `make ui` opens -------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         return response.read().decode()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "mlflow ui ended"
-        try:
-            get(url)
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError("mlflow ui did not start")
 
 
 @pytest.mark.slow
@@ -623,18 +603,13 @@ def test_the_ui_serves_a_run_and_takes_one(
     store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(make_params(), results)
-    port = free_port()
-    host = f"http://127.0.0.1:{port}"
-    command = f"-m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port {port}"
-    command += " --workers 1"
-    server = subprocess.Popen(
-        [sys.executable, *command.split()],
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # nine processes less
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(f"{host}/health", server)
+    folder = store.parent / "server"
+    folder.mkdir()
+    arguments = [f"--backend-store-uri=sqlite:///{store}"]
+    arguments += [f"--artifacts-destination={folder / 'artifacts'}"]
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine processes less
+    with servers.mlflow_server(folder, arguments=arguments, env=env) as mlflow:
+        host = mlflow.uri
         run_id = only_run(store).info.run_id
         api = f"{host}/api/2.0/mlflow"
         run = json.loads(get(f"{api}/runs/get?run_id={run_id}"))["run"]
@@ -657,9 +632,6 @@ def test_the_ui_serves_a_run_and_takes_one(
         assert served == "<h1>report</h1>"
         (run_over_http,) = runs(store, "http")
         assert_complete(store, run_over_http)
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 # --- a process per step: Kubeflow ---------------------------------------------------------------

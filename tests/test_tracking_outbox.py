@@ -13,17 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import servers
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow_server import MlflowServer
 from test_tracking import HISTORY, METRICS, ROWS, evaluate, make_params, record
 from toys import ToyRun, contents
 
@@ -32,7 +32,7 @@ from vitdc.cli import find_command
 from vitdc.errors import InputError
 from vitdc.tracking import download_model, journal, outbox
 from vitdc.tracking.journal import Entry, Journal, Numbered
-from vitdc.tracking.outbox import Outbox, Waiting
+from vitdc.tracking.outbox import Outbox
 from vitdc.tracking.store import Trouble, trouble
 from vitdc.tracking.waiting import waiting_runs
 
@@ -84,6 +84,13 @@ def open_outbox(directory: Path, recipient: Recipient) -> Outbox:
 def tell(box: Outbox, *steps: int) -> None:
     for step in steps:
         box.tell("points", points=[("loss", step, 0.5, 1000 + step)], results=True)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # --- the journal ---------------------------------------------------------------------------------
@@ -187,11 +194,9 @@ def test_a_server_that_goes_away_is_said_once_and_everything_arrives_later(
     caplog.set_level(logging.INFO, logger="vitdc")
     box = open_outbox(tmp_path, recipient)
     recipient.error = ConnectionError("no route")
-    for step in range(5):
-        tell(box, step)
-        time.sleep(0.06)
+    tell(box, *range(5))
+    wait_until(lambda: recipient.attempts > 2)
     assert box.flush(patience=0).points == 5
-    assert recipient.attempts > 2
     recipient.error = None
     assert not box.close()
     assert recipient.steps == [0, 1, 2, 3, 4]
@@ -369,8 +374,8 @@ def test_a_store_of_files_that_is_away_does_not_hold_up_values(
     box = open_outbox(tmp_path / "box", recipient)
     box.tell("file", keep=tmp_path / "file", folder="")
     tell(box, 0, 1)
-    assert box.flush(patience=0.5) == Waiting(0, 1, 0, box.flush(patience=0).since)
-    assert recipient.steps == [0, 1]
+    wait_until(lambda: recipient.steps == [0, 1])
+    wait_until(lambda: box.flush(patience=0)[:3] == (0, 1, 0))
     recipient.refuses = lambda entry: None
     assert not box.close()
     assert recipient.taken[-1]["content"] == "content"
@@ -456,28 +461,36 @@ def test_the_outbox_outlives_a_temporary_experiment_of_dvc(
 # --- a real server -------------------------------------------------------------------------------
 
 
+class Served(NamedTuple):
+    """MLflow on an SQLite store and a folder of artifacts."""
+
+    server: servers.Server
+    uri: str
+    store: Path
+
+
 @pytest.fixture(scope="module")
-def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def mlflow(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("server")
-    running = MlflowServer(Path(shutil.copy(empty_store, folder / "mlflow.db")))
-    running.start()
-    try:
-        yield running
-    finally:
-        running.kill()
+    store = Path(shutil.copy(empty_store, folder / "mlflow.db"))
+    arguments = [f"--backend-store-uri=sqlite:///{store}"]
+    arguments += [f"--artifacts-destination={folder / 'artifacts'}"]
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with servers.mlflow_server(folder, arguments=arguments, env=env) as running:
+        yield Served(running.server, running.uri, store)
 
 
 @pytest.fixture
-def served(server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+def served(mlflow: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
     monkeypatch.setenv("VITDC_OUTBOX", str(tmp_path / "outbox"))
     monkeypatch.chdir(tmp_path)
-    if server.is_down:
-        server.start()
-    return server
+    if not servers.answers(f"{mlflow.uri}/health"):  # the test before killed it
+        mlflow.server.start()
+    return mlflow
 
 
-def run_in(server: MlflowServer, experiment: str) -> Run:
+def run_in(server: Served, experiment: str) -> Run:
     """The only run of an experiment, read from the store itself."""
     client = MlflowClient(f"sqlite:///{server.store}")
     found = client.get_experiment_by_name(experiment)
@@ -486,7 +499,7 @@ def run_in(server: MlflowServer, experiment: str) -> Run:
     return run
 
 
-def recorded(server: MlflowServer, run: Run, key: str) -> list[tuple[int, float]]:
+def recorded(server: Served, run: Run, key: str) -> list[tuple[int, float]]:
     """Steps and values in the order of their rows: each row is a value that was taken."""
     with sqlite3.connect(server.store) as connection:
         query = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY rowid"
@@ -494,7 +507,7 @@ def recorded(server: MlflowServer, run: Run, key: str) -> list[tuple[int, float]
 
 
 @pytest.mark.slow
-def test_a_batch_that_is_sent_twice_is_recorded_once(served: MlflowServer) -> None:
+def test_a_batch_that_is_sent_twice_is_recorded_once(served: Served) -> None:
     from mlflow.entities import Metric
 
     client = MlflowClient(served.uri)
@@ -507,7 +520,7 @@ def test_a_batch_that_is_sent_twice_is_recorded_once(served: MlflowServer) -> No
 
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_run_gets_everything_once(
-    served: MlflowServer, results: Path, caplog: pytest.LogCaptureFixture
+    served: Served, results: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = make_params(tracking={"experiment": "killed"})
     epochs = [{"epoch": e, "loss": 1 / e} for e in range(1, 31)]
@@ -515,10 +528,10 @@ def test_a_server_killed_in_the_middle_of_a_run_gets_everything_once(
         for done in range(1, 31):
             if done == 10:
                 assert not tracker.flush()
-                served.kill()
+                served.server.kill()
             if done == 20:
                 time.sleep(1)
-                served.start()
+                served.server.start()
             tracker.log_history(0, epochs[:done])
         tracker.log_result(rows=ROWS, metrics=METRICS, results=results)
     run = run_in(served, "killed")
@@ -559,11 +572,11 @@ def work_until(epoch: int, experiment: str) -> int:
 
 
 @pytest.mark.slow
-def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: MlflowServer) -> None:
+def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: Served) -> None:
     first = work_until(50, "turns")
     run = run_in(served, "turns")
     second = work_until(first + 50, "turns")  # tells the first ones again, as a repeated stage
-    served.kill()
+    served.server.kill()
     (left,) = waiting_runs() or [None]
     shown = CliRunner().invoke(find_command("track"), [])
     if left:
@@ -571,7 +584,7 @@ def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: Mlflow
         failed = CliRunner().invoke(find_command("track"), ["--resume"])
         assert isinstance(failed.exception, InputError), "one line, exit code 2"
         assert served.uri in str(failed.exception)
-    served.start()
+    served.server.start()
     done = CliRunner().invoke(find_command("track"), ["--resume"])
     assert done.exit_code == 0, done.output
     steps = [step for step, _ in recorded(served, run, "pretraining/loss")]
@@ -583,14 +596,14 @@ def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: Mlflow
 
 @pytest.mark.slow
 def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
-    served: MlflowServer, results: Path, monkeypatch: pytest.MonkeyPatch
+    served: Served, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "PATIENCE", 0.0)
     params = make_params(tracking={"experiment": "stages"})
     with record(params) as tracker:
         tracker.log_history(0, HISTORY)
         assert not tracker.flush()
-        served.kill()
+        served.server.kill()
         tracker.log_rounds(ROWS)
     evaluate(params, results)
     (left,) = waiting_runs()
@@ -598,7 +611,7 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
     other = make_params(tracking={"experiment": "stages"}, seed=1)
     with pytest.raises(InputError, match="refused"), record(other):
         pass
-    served.start()
+    served.server.start()
     assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
     run = run_in(served, "stages")
     assert run.info.status == "FINISHED"
@@ -608,7 +621,7 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
 
 @pytest.mark.slow
 def test_a_run_that_mlflow_knows_goes_on_with_its_next_stage(
-    served: MlflowServer, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `dvc repro` does, although everything of the stage before was delivered."""
     monkeypatch.setattr(outbox, "PATIENCE", 0.0)
@@ -617,10 +630,10 @@ def test_a_run_that_mlflow_knows_goes_on_with_its_next_stage(
         tracker.log_history(0, HISTORY)
         assert not tracker.flush()
     assert not waiting_runs()
-    served.kill()
+    served.server.kill()
     with record(params) as tracker:
         tracker.log_rounds(ROWS)
-    served.start()
+    served.server.start()
     assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
     run = run_in(served, "between")
     assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
@@ -628,7 +641,7 @@ def test_a_run_that_mlflow_knows_goes_on_with_its_next_stage(
 
 @pytest.mark.slow
 def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
-    served: MlflowServer,
+    served: Served,
     toy_run: ToyRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -641,7 +654,7 @@ def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
     @functools.wraps(steps.evaluate)
     def evaluate_and_lose_mlflow(**arguments: Any) -> Any:
         made = evaluate_step(**arguments)
-        served.kill()
+        served.server.kill()
         return made
 
     evaluate_step = steps.evaluate
@@ -658,7 +671,7 @@ def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
     assert left.waiting.files > 3
     shutil.rmtree("kept/figures")  # the outbox has files of its own
 
-    served.start()
+    served.server.start()
     assert CliRunner().invoke(find_command("track"), ["--resume"]).exit_code == 0
     assert not waiting_runs()
     run = run_in(served, "lost")
@@ -676,7 +689,7 @@ def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
 
 @pytest.mark.slow
 def test_a_run_deleted_while_it_is_recorded_is_said_once_and_kept(
-    served: MlflowServer, caplog: pytest.LogCaptureFixture
+    served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     with record(make_params(tracking={"experiment": "deleted"})) as tracker:
         run = run_in(served, "deleted")
