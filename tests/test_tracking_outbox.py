@@ -11,9 +11,11 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -456,6 +458,94 @@ def test_the_outbox_outlives_a_temporary_experiment_of_dvc(
     assert outbox.outbox_directory() == tmp_path / "scratch" / "mlflow-outbox"
     monkeypatch.setenv("VITDC_OUTBOX", str(tmp_path / "chosen"))
     assert outbox.outbox_directory() == tmp_path / "chosen"
+
+
+def test_an_outbox_of_another_user_is_not_passed_over(
+    recipient: Recipient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a container that ran as root leaves it in a working directory."""
+    monkeypatch.delenv("VITDC_OUTBOX", raising=False)
+    monkeypatch.delenv("VITDC_SCRATCH", raising=False)
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to other users
+        monkeypatch.setenv("DVC_ROOT", name)
+        recipient.error = ConnectionError("away")
+        directory = outbox.outbox_directory()
+        box = open_outbox(directory, recipient)
+        tell(box, 0)
+        box.close(patience=0)
+        with as_another_user(Path(name)):
+            assert outbox.outbox_directory() == directory
+            assert waiting_runs() == []
+            for options in ([], ["--resume"]):
+                done = CliRunner().invoke(find_command("track"), options)
+                assert done.exit_code == 0, done.output
+                assert f"{directory / 'run'}: another user's" in done.output
+                assert "Nothing is waiting" not in done.output
+            caplog.clear()
+            recipient.error = None
+            box = open_outbox(directory, recipient)
+            tell(box, 1)
+            assert not box.close()
+            assert "set VITDC_OUTBOX to a directory" in caplog.text
+
+
+@contextmanager
+def as_another_user(directory: Path) -> Iterator[None]:
+    """Be somebody who can see that the folders of a directory are there."""
+    folders = [directory / ".mlflow-outbox", directory / ".mlflow-outbox" / "run"]
+    if os.geteuid() == 0:
+        directory.chmod(0o755)
+        os.seteuid(65534)
+    else:  # what one can do to oneself
+        for folder, mode in zip(folders, (0o500, 0), strict=True):
+            folder.chmod(mode)
+    try:
+        yield
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        else:
+            for folder in folders:
+                folder.chmod(0o700)
+
+
+def test_what_a_running_process_delivers_is_said_to_be(
+    tmp_path: Path, empty_store: Path, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITDC_OUTBOX", str(tmp_path / "outbox"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
+    recipient.error = ConnectionError("away")
+    box = open_outbox(tmp_path / "outbox", recipient)
+    tell(box, 0)
+    done = CliRunner().invoke(find_command("track"), ["--resume"])
+    assert (done.exit_code, done.output) == (
+        0,
+        "run  toy: 1 value; a running process delivers it\n",
+    )
+    box.close(patience=0)
+    done = CliRunner().invoke(find_command("track"), ["--resume"])
+    assert "left for sqlite:///none: set MLFLOW_TRACKING_URI" in done.output
+    assert str(done.exception) == "MLflow has not taken everything of 1 run"
+
+
+def test_what_a_journal_is_about_is_there_or_the_journal_is_not(
+    tmp_path: Path, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could deliver it: it says to which store."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    recipient.error = ConnectionError("away")
+    box = open_outbox(tmp_path, recipient)
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "replace", full)
+        tell(box, 0)
+    assert not list(tmp_path.rglob("*.jsonl"))
+    tell(box, 1)
+    box.close(patience=0)
+    (left,) = waiting_runs(tmp_path)
+    assert (left.uri, left.waiting.points) == (ABOUT["uri"], 1)
 
 
 # --- a real server -------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from vitdc.errors import InputError, TrainingError
 if TYPE_CHECKING:
     from vitdc.tracking.waiting import WaitingRun
 
+NOTHING = "Nothing is waiting: MLflow has all that was told."
+
 
 @click.command("track")
 @click.option("--resume", is_flag=True, help="Deliver it now.")
@@ -47,8 +49,18 @@ def _show() -> None:
         click.echo(_describe(run))
     if any(run.waiting and not run.in_use for run in runs):
         click.echo("`vitdc track --resume` delivers it.")
-    if not runs:
-        click.echo("Nothing is waiting: MLflow has all that was told.")
+    if not (_show_hidden() or runs):
+        click.echo(NOTHING)
+
+
+def _show_hidden() -> bool:
+    """Say what only others can see; whether there is anything of the kind."""
+    from vitdc.tracking.waiting import hidden_folders
+
+    hidden = hidden_folders()
+    for folder in hidden:
+        click.echo(f"{folder}: another user's, who alone can see and deliver what is in it")
+    return bool(hidden)
 
 
 def _describe(run: WaitingRun) -> str:
@@ -66,17 +78,24 @@ def _resume() -> None:
     from vitdc.tracking.store import store_name
     from vitdc.tracking.waiting import deliver_waiting, waiting_runs
 
+    hidden = _show_hidden()
     if not any(run.waiting for run in waiting_runs()):
-        click.echo("Nothing is waiting: MLflow has all that was told.")
+        if not hidden:
+            click.echo(NOTHING)
         return
     for run, left in deliver_waiting():
         outcome = f"{left} left" if left else f"delivered {run.waiting}"
         click.echo(f"{run.run_id}  {run.name}: {outcome}")
-    remaining = [run for run in waiting_runs() if run.waiting and not run.in_use]
+    waiting = [run for run in waiting_runs() if run.waiting]
+    for run in waiting:
+        if run.in_use:
+            click.echo(f"{run.run_id}  {run.name}: {run.waiting}; a running process delivers it")
+    remaining = [run for run in waiting if not run.in_use]
     for uri in sorted({run.uri for run in remaining} - {store_name()}):
         click.echo(f"left for {uri}: set MLFLOW_TRACKING_URI to it and run this again")
     if remaining:
-        raise TrainingError(f"MLflow has not taken everything of {len(remaining)} runs")
+        runs = f"{len(remaining)} run{'s' if len(remaining) > 1 else ''}"
+        raise TrainingError(f"MLflow has not taken everything of {runs}")
 
 
 def _forget(run_id: str) -> None:

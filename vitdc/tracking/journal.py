@@ -209,17 +209,23 @@ def refused(folder: Path) -> list[Entry]:
 
 def remove_if_done(folder: Path) -> None:
     """Delete the folder of a run in which nothing waits and nothing was refused."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {ABOUT}:
+    if not folder.is_dir():
+        return
+    left = list(folder.iterdir())
+    if all(path.name.startswith(ABOUT) for path in left):
         with suppress(OSError):  # another process has just begun a journal
-            (folder / ABOUT).unlink(missing_ok=True)
+            for path in left:
+                path.unlink(missing_ok=True)
             folder.rmdir()
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Say which run of which store a folder is for."""
+    """Say which run of which store a folder is for; whoever reads it finds all of it or none."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = json.dumps(dict(about), indent=2)
-    (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+    partial = folder / f"{ABOUT}.{os.getpid()}"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / ABOUT)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -77,15 +77,16 @@ class Waiting(NamedTuple):
 def outbox_directory() -> Path:
     """Where journals lie: VITDC_OUTBOX, the scratch volume of a cluster, or beside the work.
 
-    In a container that can write neither, the temporary directory must do; it ends with the
-    container.
+    In a container that can make neither, the temporary directory must do; it ends with the
+    container. One that is there and cannot be written, because another user made it, stays it: that
+    is said where something is to be kept.
     """
     if chosen := os.environ.get(OUTBOX_VARIABLE):
         return Path(chosen).absolute()
     scratch = os.environ.get("VITDC_SCRATCH")
     directory = Path(scratch, "mlflow-outbox") if scratch else home() / FOLDER
     existing = next(path for path in (directory, *directory.parents) if path.exists())
-    if os.access(existing, os.W_OK):
+    if existing == directory or os.access(existing, os.W_OK):
         return directory.absolute()
     return Path(tempfile.gettempdir(), f"vitdc-mlflow-outbox-{os.getuid()}")
 
@@ -213,8 +214,7 @@ class Outbox:
     def _keep(self, number: int, entry: Entry, keep: Path | None) -> Journal | None:
         try:
             if self._journal is None:
-                self._journal = Journal.create(self.folder)
-                journal.write_about(self.folder, self._about)
+                self._journal = self._begin()
             if keep is not None:
                 entry["file"] = f"{self._journal.files.name}/{number}/{keep.name}"
                 journal.keep(keep, self.folder / entry["file"])
@@ -230,6 +230,16 @@ class Outbox:
             )
             return None
         return self._journal
+
+    def _begin(self) -> Journal:
+        """A new journal; without what it is about nobody could deliver it."""
+        begun = Journal.create(self.folder)
+        try:
+            journal.write_about(self.folder, self._about)
+        except OSError:
+            begun.delete()
+            raise
+        return begun
 
     def _ignoring_disk(self) -> AbstractContextManager[None]:
         return suppress(OSError)

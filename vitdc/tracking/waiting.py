@@ -36,10 +36,26 @@ class WaitingRun(NamedTuple):
 
 def waiting_runs(directory: Path | None = None) -> list[WaitingRun]:
     """All runs with something left, in the order in which it was told."""
-    folders = [path for path in (directory or outbox_directory()).glob("*") if path.is_dir()]
-    found = [_look(folder) for folder in folders]
+    found = [_look(folder) for folder in _folders(directory) if _is_readable(folder)]
     left = [run for run in found if run.waiting or run.refused]
     return sorted(left, key=lambda run: run.waiting.since or 0)
+
+
+def hidden_folders(directory: Path | None = None) -> list[Path]:
+    """Folders of runs that another user recorded, who alone can see what is in them."""
+    return [folder for folder in _folders(directory) if not _is_readable(folder)]
+
+
+def _folders(directory: Path | None) -> list[Path]:
+    return sorted(path for path in (directory or outbox_directory()).glob("*") if path.is_dir())
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        next(folder.iterdir(), None)
+    except PermissionError:
+        return False
+    return True
 
 
 def _look(folder: Path) -> WaitingRun:
