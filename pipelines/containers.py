@@ -18,6 +18,7 @@ from components.base import IMAGE
 from vitdc.config import Params
 from vitdc.errors import InputError, one_line
 from vitdc.kubeflow import SCRATCH_VARIABLE
+from vitdc.tracking import RECORD_VARIABLE
 
 _PASSED_ON = ("MLFLOW_", "AWS_")
 
@@ -96,9 +97,13 @@ def run_container(
 ) -> int:
     """Run a container to its end and print its log; replaces KFP's function of this purpose.
 
+    Its environment says what is known only now: which MLflow run the pipeline run fills.
+
     Returns:
         The exit code.
     """
+    if record := os.environ.get(RECORD_VARIABLE):
+        arguments["environment"] = {**arguments.get("environment", {}), RECORD_VARIABLE: record}
     container = client.containers.create(
         image=client.images.get(image), command=command, volumes=volumes, **arguments
     )
