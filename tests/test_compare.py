@@ -296,7 +296,6 @@ def test_results_come_from_the_remote_where_the_cache_has_none(
     subprocess.run(["git", "clone", "-q", experiments, clone], check=True)
     monkeypatch.chdir(clone)
     assert find_results(["main"])["main"].values["nmi_test"] == pytest.approx(0.55)
-    shutil.copytree(experiments.with_name("remote"), tmp_path / "kept")
     shutil.rmtree(clone / ".dvc" / "cache", ignore_errors=True)
     config = clone / ".dvc" / "config"
     config.write_text(config.read_text().replace(str(experiments.with_name("remote")), "/nowhere"))
@@ -330,6 +329,21 @@ def test_a_name_in_mlflow_and_in_git_must_be_told_apart(
         assert find_results(["dvc:main"]).popitem()[1].source == "DVC"
     finally:
         Path("mlflow.db").unlink()
+
+
+def test_what_dvc_has_is_compared_while_mlflow_is_away(
+    experiments: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(experiments)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    found = find_results(["main", "gamma-0"])
+    assert {result.source for result in found.values()} == {"DVC"}
+    assert caplog.text.count("127.0.0.1:9 cannot be used") == 1
+    assert "going on with what DVC has" in caplog.text
+    with pytest.raises(InputError, match=r"127.0.0.1:9 cannot be used"):
+        find_results(["main", "nonsense"])
+    with pytest.raises(InputError, match=r"127.0.0.1:9 cannot be used"):
+        find_results(["main", "mlflow:gamma-0"])
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -191,6 +191,11 @@ def test_names_are_as_short_as_they_can_be() -> None:
     assert list(short_names(names).values()) == ["gamma", "joint.epochs", "pretraining.epochs"]
 
 
+def test_a_parameter_with_quotes_is_shown_as_it_is() -> None:
+    runs = [replace(run, params={**run.params, "name": '"a"b"'}) for run in toy_results()]
+    assert 'name="a"b"' in as_text(compare(runs))
+
+
 # --- as text -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,8 @@ from vitdc.tracking import reading
 from vitdc.tracking.reading import RecordedRun
 from vitdc.tracking.store import has_store
 
+_logger = logging.getLogger(__name__)
+
 MLFLOW, DVC = "mlflow:", "dvc:"  # before a name, to say where it belongs
 
 
@@ -22,7 +25,8 @@ def find_results(names: Iterable[str]) -> dict[str, RunResult]:
 
     Args:
         names: Each a directory of results (or one with `results` in it), "workspace", a DVC
-            experiment, a Git revision, or an MLflow run by id, beginning of an id or name.
+            experiment, a Git revision, or an MLflow run by id, beginning of an id or name. What
+            DVC has is taken, with a warning, where MLflow cannot say that it has the name, too.
 
     Raises:
         InputError: A run is unknown, fits several, or has no round to compare; or MLflow or the
@@ -34,7 +38,13 @@ def find_results(names: Iterable[str]) -> dict[str, RunResult]:
     for_dvc = [n for n in elsewhere if not n.startswith(MLFLOW)]
     for_mlflow = [n for n in elsewhere if not n.startswith(DVC) and n != revisions.WORKSPACE]
     in_dvc = _in_dvc(for_dvc)
-    in_mlflow = _in_mlflow(for_mlflow)
+    try:
+        in_mlflow = _in_mlflow(for_mlflow)
+    except InputError as error:
+        if error.__cause__ is None or any(name not in in_dvc for name in for_mlflow):
+            raise  # MLflow could be read, or is needed
+        _logger.warning("%s; going on with what DVC has by these names", error)
+        in_mlflow = {}
     for name in elsewhere:
         candidates = [source[name] for source in (in_dvc, in_mlflow) if name in source]
         if len(candidates) > 1:

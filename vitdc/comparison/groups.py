@@ -7,7 +7,6 @@ differences says how sure their mean is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +42,7 @@ class Group:
 
     Attributes:
         label: What sets it apart from the other groups.
-        settings: The same as parameter -> JSON text, None where a run has not recorded it.
+        settings: The same as parameter -> text, None where a run has not recorded it.
         data: Hash of the data set; empty if unknown or if groups reach across data sets.
         runs: One per seed, in the order given.
     """
@@ -264,10 +263,8 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def show_value(value: str | None) -> str:
-    """A parameter's JSON text for people: without the quotes of a string."""
-    if value is None:
-        return "-"
-    return str(json.loads(value)) if value.startswith('"') and value.endswith('"') else value
+    """A parameter for people, also one that a run has not recorded."""
+    return "-" if value is None else value
 
 
 def _label(settings: Mapping[str, str | None], *, data: str | None) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 
 from vitdc.artifacts import Evaluation, RoundRow
 from vitdc.errors import InputError
-from vitdc.tracking.naming import as_text, flatten
+from vitdc.tracking.naming import CURVES, as_text, flatten
 
-CURVES = ("nmi_test", "nmi_train", "loss")
 SCORES = {"nmi_test": "NMI", "ari_test": "ARI", "acc_test": "ACC"}  # of held-out images
 
 
@@ -23,7 +22,7 @@ class RunResult:
         label: Short; what the person called the run.
         name: As a person reads it; may be the label again.
         source: "MLflow", "DVC" or "directory".
-        params: Flat, {"joint.gamma": "0.1", ...}; values are JSON.
+        params: Flat, {"joint.gamma": "0.1", ...}; strings as they are, all else as JSON.
         values: What is known of nmi_test, ari_test, acc_test, nmi_train, ..., loss, rounds.
         curves: nmi_test, nmi_train and loss: round -> value.
         state: Why the rounds stopped, or the state of a run that has no result (yet).

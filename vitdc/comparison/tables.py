@@ -76,7 +76,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything, for programs; parameters as JSON values."""
+    """Everything, for programs; parameters as JSON values where they are that."""
     value = {
         "warnings": list(comparison.warnings),
         "parameters": {k: _value(v) for k, v in comparison.common.items()},
@@ -296,6 +296,6 @@ def _difference_json(difference: Difference) -> dict[str, Any]:
     }
 
 
-def lines_of(runs: Sequence[Sequence[str]]) -> str:
+def lines_of(rows: Sequence[Sequence[str]]) -> str:
     """Rows below each other, for lists of other things than comparisons."""
-    return "\n".join(_aligned([list(row) for row in runs]))
+    return "\n".join(_aligned([list(row) for row in rows]))

@@ -7,7 +7,6 @@ from typing import Any
 
 from vitdc.comparison import SCORES, Comparison, Difference
 from vitdc.comparison.groups import EQUAL, HIGHER, LOWER, UNCLEAR, show_value
-from vitdc.comparison.runs import CURVES
 from vitdc.comparison.tables import (
     COLUMNS,
     difference_table,
@@ -20,6 +19,7 @@ from vitdc.comparison.tables import (
 from vitdc.report.curves import Style, draw_curves, draw_differences, group_styles
 from vitdc.report.figures import THEME
 from vitdc.report.page import fill_template
+from vitdc.tracking.naming import CURVES
 
 HEADLINE_SCORES = tuple(SCORES)  # the first one that there is, is the headline
 

@@ -20,13 +20,17 @@ artifacts lie in the folder `mlartifacts`; a server decides for itself where its
 Importing mlflow takes seconds, so that happens when a tracker is opened, not before.
 
 naming          names, steps, and which parameters identify a run
+describing      data and results in the forms that MLflow's pages show
+provenance      code, image and user, and DVC's hashes of data and models
 store           the store that MLFLOW_TRACKING_URI names
 record          one MLflow run
 journal         what MLflow has not taken yet, on disk
 outbox          its delivery in the background
+monitor         the load of the machine while a run works
 waiting         what earlier processes could not deliver
 tracker         what a runner tells while it works
 pipeline_runs   the record of a Kubeflow pipeline run
+reading         recorded runs, read back
 registry        registered models: names, versions, aliases
 packaging       a model directory as an MLflow model
 promotion       which version is the champion, and why

@@ -11,6 +11,7 @@ from vitdc.artifacts import SPLITS, ClusteringScores, RoundRow
 from vitdc.config import NOT_IDENTIFYING, Params
 from vitdc.errors import mask_credentials
 
+RESULT = "final/"  # before the names of the values of a finished run
 CURVES = ("nmi_test", "nmi_train", "loss")  # of a round's values, those looked at first
 
 
@@ -120,7 +121,7 @@ def result_points(metrics: Mapping[str, Any]) -> tuple[Points, dict[str, str]]:
         if isinstance(value, str):
             tags[f"vitdc.{name}"] = value
         elif isinstance(value, int | float):
-            points[Point(f"final/{name}", 0)] = float(value)
+            points[Point(f"{RESULT}{name}", 0)] = float(value)
     return points, tags
 
 

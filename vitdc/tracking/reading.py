@@ -8,15 +8,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitdc.errors import InputError, mask_credentials
-from vitdc.tracking.naming import CURVES, IDENTITY_TAG, round_key
+from vitdc.tracking.naming import CURVES, DATA_TAG, IDENTITY_TAG, RESULT, round_key
 from vitdc.tracking.store import existing_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_RESULT = "final/"
-_HASH_TAG = "vitdc.data.sha256"
 _WAY_OUT = "set MLFLOW_TRACKING_URI to where the runs are recorded"
 _MAX_NAMED = 6  # runs that an error names
 
@@ -129,10 +127,10 @@ def _read(client: MlflowClient, run: Run, *, curves: bool = True) -> RecordedRun
         started=datetime.fromtimestamp(run.info.start_time / 1000),
         status=run.info.status.lower(),
         params=dict(run.data.params),
-        values={k.removeprefix(_RESULT): v for k, v in metrics.items() if k.startswith(_RESULT)},
+        values={k.removeprefix(RESULT): v for k, v in metrics.items() if k.startswith(RESULT)},
         curves={name: _curve(client, run, key) for name, key in keys.items() if key in metrics},
         stop_reason=run.data.tags.get("vitdc.stop_reason", ""),
-        data=run.data.tags.get(_HASH_TAG, datasets[0].digest if datasets else "")[:16],
+        data=run.data.tags.get(f"{DATA_TAG}sha256", datasets[0].digest if datasets else "")[:16],
     )
 
 
