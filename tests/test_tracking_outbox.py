@@ -369,7 +369,7 @@ def test_a_run_that_is_refused_is_not_tried_for_ever(
 
 
 def test_a_store_of_files_that_is_away_does_not_hold_up_values(
-    tmp_path: Path, recipient: Recipient
+    tmp_path: Path, recipient: Recipient, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipient.refuses = lambda entry: OSError("no bucket") if "file" in entry else None
     (tmp_path / "file").write_text("content")
@@ -381,6 +381,8 @@ def test_a_store_of_files_that_is_away_does_not_hold_up_values(
     recipient.refuses = lambda entry: None
     assert not box.close()
     assert recipient.taken[-1]["content"] == "content"
+    assert caplog.text.count("MLflow takes no files: no bucket; its store of files is away or") == 1
+    assert "cannot be reached" not in caplog.text
 
 
 def test_a_disk_that_is_full_loses_nothing_while_the_process_lives(

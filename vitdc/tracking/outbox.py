@@ -193,8 +193,8 @@ class Outbox:
                 f"MLflow has not taken everything ({left}); it is kept in {self.folder}, and `vitdc"
                 " track --resume` delivers it",
             )
-        elif self._away_since is None and (self.folder, "away") in _warned:
-            _warned.difference_update({(self.folder, "away"), (self.folder, "left")})
+        elif outages := _warned & {(self.folder, about) for about in ("away", "files", "left")}:
+            _warned.difference_update(outages)
             _logger.info("MLflow: all that was kept is delivered")
         self._release()
         return left
@@ -344,16 +344,23 @@ class Outbox:
         """MLflow cannot be reached, or the store of its files."""
         with self._condition:
             self._away_since = self._away_since or time.monotonic()
-        self._warn(
-            "away",
-            f"MLflow cannot be reached: {_reason(error)}; going on; what is told is kept in"
-            f" {self.folder} and delivered when it is back",
-        )
         first = batch[0]
-        if "file" in first.numbered.entry and self._answers():
-            with self._condition:  # other entries need not wait for the store of files
-                self._pending.remove(first)
-                self._pending.append(first)
+        if "file" not in first.numbered.entry or not self._answers():
+            self._warn(
+                "away",
+                f"MLflow cannot be reached: {_reason(error)}; going on; what is told is kept in"
+                f" {self.folder} and delivered when it is back",
+            )
+            return
+        self._warn(
+            "files",
+            f"MLflow takes no files: {_reason(error)}; its store of files is away or denies it"
+            f" (MLflow's own log says which); going on; they are kept in {self.folder} and"
+            " delivered when it takes them",
+        )
+        with self._condition:  # other entries need not wait for the store of files
+            self._pending.remove(first)
+            self._pending.append(first)
 
     def _answers(self) -> bool:
         return self._recipient is not None and self._recipient.answers()
