@@ -22,7 +22,7 @@ from vitdc import artifacts
 from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.errors import InputError
 from vitdc.tracking.packaging import LOADER_MODULE, MODEL_PARTS
-from vitdc.tracking.registry import DIGEST_TAG, StoredModel, locate, model_digest
+from vitdc.tracking.registry import DIGEST_TAG, WHERE_REGISTERED, StoredModel, locate, model_digest
 from vitdc.tracking.store import existing_store, patience
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def download_model(uri: str) -> Path:
             that vitdc logged, is damaged or of another format version; or the cache cannot be
             written.
     """
-    with existing_store(
-        way_out="set MLFLOW_TRACKING_URI to where the model is registered"
-    ) as client:
+    with existing_store(way_out=WHERE_REGISTERED) as client:
         return fetch(client, locate(client, uri), uri)
 
 

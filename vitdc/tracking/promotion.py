@@ -21,6 +21,7 @@ from vitdc.errors import InputError
 from vitdc.tracking.download import fetch
 from vitdc.tracking.registry import (
     TEST_DATA_TAG,
+    WHERE_REGISTERED,
     find_version,
     locate,
     named_model,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _ALIAS = re.compile(r"(?!(?i:latest|v\d+)$)[\w-]+")
-_WAY_OUT = "set MLFLOW_TRACKING_URI to where the model is registered"
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,15 @@ def promote(
             f"--alias {alias}: MLflow takes letters, digits, - and _, and neither `latest` nor v1,"
             " v2, ..."
         )
-    with existing_store(way_out=_WAY_OUT) as client:
+    with existing_store(way_out=WHERE_REGISTERED) as client:
         version = _chosen_version(client, model)
     while True:
-        with existing_store(way_out=_WAY_OUT) as client:
+        with existing_store(way_out=WHERE_REGISTERED) as client:
             contest = _contest(client, version, alias)
         decision = _decide(contest, alias=alias, metric=metric, margin=margin, dataset=dataset)
         if dry_run or decision.version == decision.champion:
             return decision
-        with existing_store(way_out=_WAY_OUT) as client:
+        with existing_store(way_out=WHERE_REGISTERED) as client:
             if _holder(client, version.name, alias) == decision.champion:  # still
                 _record(client, version, decision)
                 if decision.promoted:
