@@ -70,7 +70,9 @@ class Page:
         return requests.get(f"{self.address}/{path}", timeout=60, **options)
 
     def post(self, path: str, **options: Any) -> requests.Response:
-        headers = {"Origin": self.address, **options.pop("headers", {})}
+        clustering = self.get("api/run").json()["clustering"]
+        own = {"Origin": self.address, "Vitdc-Clustering": clustering}
+        headers = {**own, **options.pop("headers", {})}
         return requests.post(f"{self.address}/{path}", timeout=60, headers=headers, **options)
 
     def array(self, path: str, dtype: type) -> np.ndarray:
@@ -184,9 +186,11 @@ def test_a_strip_shows_the_images_of_its_address_from_left_to_right(
     np.testing.assert_array_equal(strip, expected)
 
 
-@pytest.mark.parametrize("address", ["tiles/x/1,54", "tiles/x/-1", "images/x/54", "api/images/54"])
+@pytest.mark.parametrize(
+    "address", ["tiles/{}/1,54", "tiles/{}/-1", "images/{}/54", "api/images/54"]
+)
 def test_there_is_nothing_behind_the_last_image(page: Page, address: str) -> None:
-    assert page.get(address).status_code == 404
+    assert page.get(address.format(page.get("api/run").json()["key"])).status_code == 404
 
 
 def test_large_images_are_shrunk_once_and_kept(run: FinishedRun, tmp_path: Path) -> None:
@@ -333,6 +337,61 @@ def test_of_many_changes_at_the_same_time_none_is_lost(page: Page) -> None:
     for thread in threads:
         thread.join()
     assert page.get("api/annotations").json()["wrong"] == list(range(8))
+
+
+def make_anew(output: Path) -> None:
+    """Results of another round lie where those that are shown lay."""
+    made = output / "results" / "model" / "clustering"
+    best = artifacts.Clustering.load(made).round
+    artifacts.copy(output / "rounds" / f"{(best + 1) % 3:02}" / "clustering", made)
+
+
+def test_names_do_not_wander_to_results_that_were_made_since(page: Page, output: Path) -> None:
+    revision = page.get("api/annotations").json()["revision"]
+    make_anew(output)
+    change = {"revision": revision, "patch": {"names": {"0": "of the old clusters"}}}
+    answer = page.post("api/annotations", json=change)
+    assert answer.status_code == 422
+    assert "made anew since; start vitdc explore again" in answer.json()["error"]
+    assert not Annotations.path_for(output / "results").exists()
+
+
+def test_a_model_made_since_does_not_judge_a_file(page: Page, output: Path) -> None:
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "PNG")
+    make_anew(output)
+    answer = page.post("api/look-up", data=file.getvalue())
+    assert answer.status_code == 422
+    assert "made anew since" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["api/annotations", "api/images/3/neighbours", "export/names.csv?clustering=another"],
+)
+def test_a_page_of_another_run_gets_nothing_of_this_one(page: Page, address: str) -> None:
+    headers = {} if "?" in address else {"Vitdc-Clustering": "another"}
+    answer = page.get(address, headers=headers)
+    assert answer.status_code == 410
+    assert "another run is served here now" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("clustering", ["another", None])
+def test_a_page_of_another_run_changes_nothing_of_this_one(
+    page: Page, output: Path, clustering: str | None
+) -> None:
+    revision = page.get("api/annotations").json()["revision"]
+    change = {"revision": revision, "patch": {"names": {"0": "of the other run"}}}
+    headers = {"Vitdc-Clustering": clustering}
+    assert page.post("api/annotations", json=change, headers=headers).status_code == 410
+    assert not Annotations.path_for(output / "results").exists()
+
+
+@pytest.mark.parametrize("address", ["tiles/another/1,2", "images/another/1"])
+def test_pictures_are_not_kept_as_those_of_another_set(page: Page, address: str) -> None:
+    answer = page.get(address)
+    assert answer.status_code == 410
+    assert "immutable" not in answer.headers["Cache-Control"]
 
 
 @pytest.mark.parametrize(

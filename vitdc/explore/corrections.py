@@ -55,8 +55,7 @@ class Corrections:
 
     def __init__(self, images: Collection) -> None:
         self._images = images
-        self._results = images.run.results
-        self._path = Annotations.path_for(self._results)
+        self._path = Annotations.path_for(images.run.results)
         self._lock = threading.Lock()
         self.load()  # what is wrong with the file is to be said before the page opens
 
@@ -64,9 +63,10 @@ class Corrections:
         """What the file says now.
 
         Raises:
-            InputError: It is damaged, newer, or of other clusters.
+            InputError: It is damaged, newer, or of other clusters than those shown.
         """
-        return Annotations.of_results(self._results)
+        self._images.run.check_unchanged()
+        return Annotations.of_results(self._images.run.results)
 
     def state(self) -> State:
         return self._describe(self.load())

@@ -23,6 +23,7 @@ class FinishedRun:
         best_round: The round that is the result.
         dataset_digest: Names the images, for caches.
         embeddings_digest: Names the embeddings, likewise.
+        clustering_digest: Names the clusters that are the result, as the annotations do.
     """
 
     evaluation: Evaluation
@@ -32,6 +33,7 @@ class FinishedRun:
     best_round: int
     dataset_digest: str
     embeddings_digest: str
+    clustering_digest: str
 
     @property
     def clustering(self) -> Clustering:
@@ -41,6 +43,17 @@ class FinishedRun:
     @property
     def results(self) -> Path:
         return self.evaluation.path
+
+    def check_unchanged(self) -> None:
+        """What lies in the results directory is still what was loaded from it.
+
+        Raises:
+            InputError: It was made anew, or is gone.
+        """
+        if artifacts.digest(self.results / "model" / "clustering") != self.clustering_digest:
+            raise InputError(
+                f"{self.results}: these results were made anew since; start vitdc explore again"
+            )
 
 
 def find_run(results: Path, *, dataset: Path | None, rounds: Path | None) -> FinishedRun:
@@ -64,7 +77,8 @@ def find_run(results: Path, *, dataset: Path | None, rounds: Path | None) -> Fin
     if not all(artifacts.digest(path) in inputs for path in (*paths[0], *paths[-1])):
         raise InputError(_foreign(rounds, results, "--rounds"))
     _check_chain(paths)
-    best = Clustering.load(results / "model" / "clustering").round
+    clustering = results / "model" / "clustering"
+    best = Clustering.load(clustering).round
     return FinishedRun(
         evaluation=evaluation,
         dataset=Dataset.load(dataset),
@@ -73,6 +87,7 @@ def find_run(results: Path, *, dataset: Path | None, rounds: Path | None) -> Fin
         best_round=best,
         dataset_digest=artifacts.digest(dataset),
         embeddings_digest=artifacts.digest(paths[best].embeddings),
+        clustering_digest=artifacts.digest(clustering),
     )
 
 

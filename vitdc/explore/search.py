@@ -72,6 +72,7 @@ class Strangers:
     def _predictor(self) -> Predictor:
         from vitdc.prediction import Predictor
 
+        self._images.run.check_unchanged()  # or it would be a model of other embeddings
         return Predictor.load(self._images.run.results)
 
     def look_up(self, file: bytes, *, count: int) -> Stranger:

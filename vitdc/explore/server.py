@@ -3,6 +3,9 @@
 Everything is served from here, so the page needs no network (Content-Security-Policy 'self'). There
 is no login; what keeps other web pages out are the address (loopback), the Host header (a foreign
 name that points to 127.0.0.1 is refused) and, where something is written, the Origin header.
+
+A page may still be open when another run is served at the same address. So it says with every
+request which clusters it shows, and gets nothing of others.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from vitdc.prediction import unsure_limit
 STATIC = Path(__file__).parent / "static"
 MAX_UPLOAD = 64 * 2**20
 FOREVER = "public, max-age=31536000, immutable"
+OTHER_RUN = "another run is served here now; reload the page"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -58,7 +62,7 @@ def create_app(images: Collection, *, cache: Path, hosts: set[str]) -> FastAPI:
     """
     app = FastAPI(title="vitdc explore", docs_url=None, redoc_url=None, openapi_url=None)
     corrections = Corrections(images)
-    _add_guard(app, hosts)
+    _add_guard(app, hosts, clustering=images.run.clustering_digest)
     _add_errors(app)
     _add_columns(app, images, MapMaker(images, cache))
     _add_pictures(app, images, Thumbnails(images, cache))
@@ -68,7 +72,7 @@ def create_app(images: Collection, *, cache: Path, hosts: set[str]) -> FastAPI:
     return app
 
 
-def _add_guard(app: FastAPI, hosts: set[str]) -> None:
+def _add_guard(app: FastAPI, hosts: set[str], *, clustering: str) -> None:
     origins = {f"http://{host}" for host in hosts}
 
     @app.middleware("http")
@@ -80,6 +84,9 @@ def _add_guard(app: FastAPI, hosts: set[str]) -> None:
         writes = request.method not in ("GET", "HEAD")
         if writes and request.headers.get("origin") not in origins:
             return JSONResponse({"error": "only this page may change anything"}, 403)
+        shown = request.headers.get("vitdc-clustering", request.query_params.get("clustering"))
+        if shown != clustering and (shown is not None or writes):
+            return JSONResponse({"error": OTHER_RUN}, 410)
         response = await call_next(request)
         response.headers.update(HEADERS)
         response.headers.setdefault("Cache-Control", "no-cache")
@@ -126,8 +133,13 @@ def _add_columns(app: FastAPI, images: Collection, map_maker: MapMaker) -> None:
 
 
 def _add_pictures(app: FastAPI, images: Collection, thumbnails: Thumbnails) -> None:
+    def check_key(key: str) -> None:
+        if key != _picture_key(images):  # a browser would keep these pictures as those of that set
+            raise HTTPException(410, OTHER_RUN)
+
     @app.get("/tiles/{key}/{numbers}")
-    def tiles(numbers: str) -> Response:
+    def tiles(key: str, numbers: str) -> Response:
+        check_key(key)
         try:
             wanted = [int(number) for number in numbers.split(",", MAX_STRIP)]
         except ValueError:
@@ -138,7 +150,8 @@ def _add_pictures(app: FastAPI, images: Collection, thumbnails: Thumbnails) -> N
         return Response(content, media_type=kind, headers={"Cache-Control": FOREVER})
 
     @app.get("/images/{key}/{number}")
-    def picture(number: int) -> Response:
+    def picture(key: str, number: int) -> Response:
+        check_key(key)
         _check_number(images, number)
         content, kind = encode(images.pixels(number))
         return Response(content, media_type=kind, headers={"Cache-Control": FOREVER})
@@ -217,7 +230,8 @@ def describe(images: Collection) -> dict[str, Any]:
         "version": __version__,
         "dataset": run.dataset.name,
         "results": str(run.results),
-        "key": run.dataset_digest[:16],
+        "key": _picture_key(images),
+        "clustering": run.clustering_digest,
         "num_train": images.num_train,
         "num_images": len(images),
         "num_clusters": len(run.clustering.centroids),
@@ -243,6 +257,10 @@ def describe_image(images: Collection, number: int) -> dict[str, Any]:
         "nearest": [[int(cluster), float(distance[cluster])] for cluster in nearest_first],
         "predicted": images.predicted(number),
     }
+
+
+def _picture_key(images: Collection) -> str:
+    return images.run.dataset_digest[:16]
 
 
 def _describe_neighbours(found: Neighbours) -> dict[str, Any]:

@@ -8,10 +8,15 @@ export class ServerError extends Error {
   }
 }
 
-async function ask(path, options) {
+let shown = {};
+
+/** Say with every request which clusters the page shows: those of another run are not for it. */
+export function belongTo(clustering) { shown = { "Vitdc-Clustering": clustering }; }
+
+async function ask(path, { headers, ...options } = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers: { ...shown, ...headers } });
   } catch {
     throw new ServerError(0, { error: "vitdc explore does not answer; is it still running?" });
   }

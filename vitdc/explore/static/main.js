@@ -96,6 +96,7 @@ class App {
 
   #frame() {
     const { run } = this.store;
+    const table = (name, about) => h("a", { href: `export/${name}?clustering=${run.clustering}`, download: name }, h("strong", {}, name), h("span", {}, about));
     // pictures of a few pixels are shown as squares; larger ones are scaled smoothly
     document.documentElement.toggleAttribute("data-pixels", run.tile_side <= 16);
     document.title = `${run.dataset} – vitdc explore`;
@@ -107,8 +108,7 @@ class App {
       h("details", { class: "menu", onfocusout: (event) => { const menu = event.currentTarget; if (!menu.contains(event.relatedTarget)) menu.open = false; } },
         h("summary", {}, "Export"),
         h("div", { onclick: (event) => { event.currentTarget.parentElement.open = false; } },
-          h("a", { href: "export/names.csv", download: "names.csv" }, h("strong", {}, "names.csv"), h("span", {}, "a row per cluster")),
-          h("a", { href: "export/assignments.csv", download: "assignments.csv" }, h("strong", {}, "assignments.csv"), h("span", {}, "a row per image")))),
+          table("names.csv", "a row per cluster"), table("assignments.csv", "a row per image"))),
       theme,
       h("button", { type: "button", class: "quiet", "aria-label": "Keyboard shortcuts", title: "Keyboard shortcuts (?)", onclick: help }, "?"));
     this.#applyTheme(stored("theme") ?? "system");

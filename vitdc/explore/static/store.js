@@ -15,8 +15,9 @@ export class Store extends EventTarget {
 
   static async open() {
     const store = new Store();
-    [store.run, store.cluster, store.distance, store.label, store.corrections] = await Promise.all([
-      api.getJson("api/run"),
+    store.run = await api.getJson("api/run");
+    api.belongTo(store.run.clustering);
+    [store.cluster, store.distance, store.label, store.corrections] = await Promise.all([
       api.getArray("api/columns/cluster", Int32Array),
       api.getArray("api/columns/distance", Float32Array),
       api.getArray("api/columns/label", Int32Array),
