@@ -75,10 +75,7 @@ def create_app(images: Collection, *, cache: Path, hosts: set[str]) -> FastAPI:
 def _add_guard(app: FastAPI, hosts: set[str], *, clustering: str) -> None:
     origins = {f"http://{host}" for host in hosts}
 
-    @app.middleware("http")
-    async def guard(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
+    def refusal(request: Request) -> Response | None:
         if request.headers.get("host") not in hosts:
             return JSONResponse({"error": "this address is not mine"}, 421)
         writes = request.method not in ("GET", "HEAD")
@@ -87,9 +84,15 @@ def _add_guard(app: FastAPI, hosts: set[str], *, clustering: str) -> None:
         shown = request.headers.get("vitdc-clustering", request.query_params.get("clustering"))
         if shown != clustering and (shown is not None or writes):
             return JSONResponse({"error": OTHER_RUN}, 410)
-        response = await call_next(request)
+        return None
+
+    @app.middleware("http")
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response = refusal(request) or await call_next(request)
         response.headers.update(HEADERS)
-        response.headers.setdefault("Cache-Control", "no-cache")
+        response.headers.setdefault("Cache-Control", "no-cache")  # browsers would keep even a 410
         return response
 
 
