@@ -33,6 +33,7 @@ from vitdc.artifacts.annotations import Annotations
 from vitdc.errors import InputError
 from vitdc.explore import layout, serving
 from vitdc.explore.collection import Collection
+from vitdc.explore.corrections import Corrections, Patch
 from vitdc.explore.finding import FinishedRun, find_run
 from vitdc.explore.layout import lay_out
 from vitdc.explore.server import create_app
@@ -374,6 +375,7 @@ def test_a_page_of_another_run_gets_nothing_of_this_one(page: Page, address: str
     answer = page.get(address, headers=headers)
     assert answer.status_code == 410
     assert "another run is served here now" in answer.json()["error"]
+    assert answer.headers["Cache-Control"] == "no-cache"  # or a reload would find it again
 
 
 @pytest.mark.parametrize("clustering", ["another", None])
@@ -392,6 +394,18 @@ def test_pictures_are_not_kept_as_those_of_another_set(page: Page, address: str)
     answer = page.get(address)
     assert answer.status_code == 410
     assert "immutable" not in answer.headers["Cache-Control"]
+
+
+def test_a_mark_is_not_looked_for_among_all_images(
+    images: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images.numbers(["of an image that is gone"])
+    corrections = Corrections(images)
+    monkeypatch.setattr(images, "names", lambda: pytest.fail("went through all names"))
+    revision = corrections.state().revision
+    state, _ = corrections.apply(Patch(wrong={7: True, 50: True}), revision=revision)
+    assert state.wrong == [7, 50]
+    assert images.numbers(["of an image that is gone"]) == {}
 
 
 @pytest.mark.parametrize(

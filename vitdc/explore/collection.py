@@ -22,7 +22,7 @@ class Collection:
     def __init__(self, run: FinishedRun) -> None:
         self.run = run
         self.num_train = len(run.dataset.train)
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, int | None] = {}  # of the names that were asked for
         self._names = _Names(name for name, _ in run.dataset.image_names())
 
     def __len__(self) -> int:
@@ -59,7 +59,9 @@ class Collection:
 
     def name(self, image: int) -> str:
         """Its id, as in clusters.csv."""
-        return self._names[image]
+        name = self._names[image]
+        self._numbers[name] = image
+        return name
 
     def names(self) -> Iterator[str]:
         return (self._names[image] for image in range(len(self)))
@@ -67,10 +69,12 @@ class Collection:
     def numbers(self, names: Iterable[str]) -> dict[str, int]:
         """The numbers of the images with these ids, as far as there are any."""
         wanted = set(names)
-        if not wanted <= self._numbers.keys():  # else nothing is looked for again
-            found = {name: image for image, name in enumerate(self.names()) if name in wanted}
-            self._numbers |= found
-        return {name: self._numbers[name] for name in wanted & self._numbers.keys()}
+        unknown = wanted - self._numbers.keys()
+        if unknown:
+            found = {name: image for image, name in enumerate(self.names()) if name in unknown}
+            self._numbers |= {name: found.get(name) for name in unknown}
+        numbers = ((name, self._numbers[name]) for name in wanted)
+        return {name: image for name, image in numbers if image is not None}
 
     def split(self, image: int) -> str:
         return SPLITS[0] if image < self.num_train else SPLITS[1]
