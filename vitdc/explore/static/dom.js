@@ -19,6 +19,13 @@ export const count = (number) => number.toLocaleString("en-US");
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
 export const images = (number) => `${count(number)} ${number === 1 ? "image" : "images"}`;
 
+/** Replace what is in `host`. What has the focus there keeps it, known by its data-key. */
+export function redraw(host, ...children) {
+  const key = host.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  host.replaceChildren(...children);
+  if (key !== undefined) host.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+}
+
 /** A row of buttons of which one is chosen. */
 export function choice({ label, options, chosen, onchoose }) {
   const group = h("div", { class: "choice", role: "group", "aria-label": label });
@@ -34,12 +41,13 @@ export function choice({ label, options, chosen, onchoose }) {
   return group;
 }
 
-/** A short message at the bottom, with an action if there is one. */
+/** A short message at the bottom, with an action if there is one; said twice, it is there once. */
 export function toast(text, { action, onaction, seconds = 6, kind = "" } = {}) {
   const box = h("div", { class: `toast ${kind}` }, h("span", {}, text));
   const close = () => box.remove();
   if (action) box.append(h("button", { type: "button", onclick: () => { close(); onaction(); } }, action));
   const host = document.getElementById("toasts");
+  for (const other of host.children) if (other.firstElementChild.textContent === text) other.remove();
   while (host.childElementCount > 2) host.firstElementChild.remove();
   host.append(box);
   setTimeout(close, 1000 * seconds);

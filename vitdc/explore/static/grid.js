@@ -1,8 +1,9 @@
 /**
  * A grid of any number of images: only the rows in sight exist.
  *
- * It is one listbox: Tab reaches it, arrows move in it, Space selects. The picture under the cursor
- * is named by aria-activedescendant, because most others are not there.
+ * It is one listbox: Tab reaches it, arrows move in it, Space selects. A plain move ends a selection,
+ * so that none is forgotten out of sight; with Ctrl it stays. The picture under the cursor is named
+ * by aria-activedescendant, because most others are not there.
  */
 
 import { h } from "./dom.js";
@@ -13,23 +14,25 @@ const SPARE_ROWS = 3;
 
 export class Grid {
   /**
-   * store: the Store; label: what it lists; caption: image -> text under it, or null for none;
-   * onopen: called with the image that the cursor reaches.
+   * app: told what the cursor reaches and how many are selected; label: what it lists; caption: image
+   * -> text under it, or null for none; empty: what is said where there is no image.
    */
-  constructor({ store, label, caption = null, size = 56, onopen }) {
-    Object.assign(this, { store, caption, size, onopen });
+  constructor({ app, label, caption = null, size = 56, empty = "" }) {
+    const { store } = app;
+    Object.assign(this, { app, store, caption, size });
     this.numbers = [];
     this.selected = new Set();
     this.cursor = 0;
     this.anchor = 0;
     this.rows = new Map();
     this.spacer = h("div", { class: "spacer" });
+    this.nothing = h("p", { class: "empty", hidden: true }, empty);
     this.element = h("div", {
       class: "grid", role: "listbox", tabindex: "0", "aria-label": label, "aria-multiselectable": "true",
       onkeydown: (event) => this.#key(event),
       onclick: (event) => this.#click(event),
       onscroll: () => this.#schedule(),
-    }, this.spacer);
+    }, this.nothing, this.spacer);
     this.resizing = new ResizeObserver(() => this.#layout());
     this.resizing.observe(this.element);
     this.repaint = () => { if (this.element.isConnected) this.#redraw(); else this.close(); };
@@ -39,22 +42,30 @@ export class Grid {
   close() {
     this.resizing.disconnect();
     this.store.removeEventListener("corrections", this.repaint);
+    this.app.showSelected(0);
   }
 
-  /** Replace the images. The cursor goes to the first. */
-  show(numbers) {
+  /** Replace the images. The cursor goes to the first, or stays where it is with `keep`. */
+  show(numbers, { keep = false } = {}) {
+    const here = this.numbers[this.cursor];
     this.numbers = Array.from(numbers);
-    this.selected.clear();
-    this.cursor = this.anchor = 0;
-    this.element.scrollTop = 0;
+    if (keep) {
+      const there = new Set(this.numbers);
+      for (const image of this.selected) if (!there.has(image)) this.selected.delete(image);
+      const position = there.has(here) ? this.numbers.indexOf(here) : this.cursor;
+      this.cursor = this.anchor = Math.max(0, Math.min(position, this.numbers.length - 1));
+    } else {
+      this.selected.clear();
+      this.cursor = this.anchor = 0;
+      this.element.scrollTop = 0;
+    }
+    this.nothing.hidden = this.numbers.length > 0;
+    this.app.showSelected(this.selected.size);
     this.#layout();
   }
 
-  /** What an action is about: the selection, or else the image under the cursor. */
-  chosen() {
-    if (this.selected.size) return [...this.selected];
-    return this.numbers.length ? [this.numbers[this.cursor]] : [];
-  }
+  /** The image under the cursor; undefined where there is none. */
+  get current() { return this.numbers[this.cursor]; }
 
   get #rowHeight() { return this.size + GAP + (this.caption ? 17 : 0); }
 
@@ -125,14 +136,23 @@ export class Grid {
     else this.element.removeAttribute("aria-activedescendant");
   }
 
-  #move(position, { extend = false } = {}) {
-    if (!this.numbers.length) return;
+  #move(position, { extend = false, keep = false } = {}) {
     this.cursor = Math.max(0, Math.min(this.numbers.length - 1, position));
     if (extend) this.#selectRange();
-    else this.anchor = this.cursor;
+    else {
+      this.anchor = this.cursor;
+      if (!keep) this.#clear();
+    }
     this.#reveal();
     this.#draw();
-    this.onopen?.(this.numbers[this.cursor]);
+    this.app.open(this.current);
+  }
+
+  #clear() {
+    if (!this.selected.size) return;
+    this.selected.clear();
+    this.app.showSelected(0);
+    this.#redraw();
   }
 
   /** Scroll until the cursor is in sight. */
@@ -148,6 +168,7 @@ export class Grid {
     this.selected.clear();
     const [from, to] = [Math.min(this.anchor, this.cursor), Math.max(this.anchor, this.cursor)];
     for (let position = from; position <= to; position += 1) this.selected.add(this.numbers[position]);
+    this.app.showSelected(this.selected.size);
     this.#redraw();
   }
 
@@ -155,27 +176,31 @@ export class Grid {
     const image = this.numbers[position];
     if (!this.selected.delete(image)) this.selected.add(image);
     document.getElementById(`tile-${position}`)?.setAttribute("aria-selected", String(this.selected.has(image)));
+    this.app.showSelected(this.selected.size);
   }
 
   #click(event) {
     const tile = event.target.closest(".tile");
     if (!tile) return;
     const position = Number(tile.dataset.position);
-    if (event.ctrlKey || event.metaKey) this.#toggle(position);
-    this.#move(position, { extend: event.shiftKey });
+    const keep = event.ctrlKey || event.metaKey;
+    if (keep) this.#toggle(position);
+    this.#move(position, { extend: event.shiftKey, keep });
   }
 
   #key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) {
-      if ((event.ctrlKey || event.metaKey) && event.key === "a") { this.anchor = 0; this.cursor = this.numbers.length - 1; this.#selectRange(); event.preventDefault(); }
-      return;
-    }
+    const keep = event.ctrlKey || event.metaKey;
+    const all = keep && event.key.toLowerCase() === "a";
+    if (all) event.preventDefault(); // also of nothing, or the text of the page would be selected
+    if (!this.numbers.length || event.altKey) return;
     const page = Math.max(1, Math.floor(this.element.clientHeight / this.#rowHeight)) * this.columns;
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns, PageUp: -page, PageDown: page, Home: -Infinity, End: Infinity };
-    if (event.key in steps) this.#move(this.cursor + steps[event.key], { extend: event.shiftKey });
+    if (event.key in steps) this.#move(this.cursor + steps[event.key], { extend: event.shiftKey, keep });
+    else if (all) { this.anchor = 0; this.cursor = this.numbers.length - 1; this.#selectRange(); }
     else if (event.key === " ") this.#toggle(this.cursor);
-    else if (event.key === "Enter") this.#move(this.cursor);
-    else if (event.key === "Escape" && this.selected.size) { this.selected.clear(); this.#redraw(); }
+    else if (keep) return;
+    else if (event.key === "Enter") this.#move(this.cursor, { keep: true });
+    else if (event.key === "Escape" && this.selected.size) this.#clear();
     else return;
     event.preventDefault();
     event.stopPropagation();

@@ -1,39 +1,66 @@
 /** All about the image under the cursor, and what can be done with it. */
 
 import * as api from "./api.js";
-import { h } from "./dom.js";
+import { h, redraw } from "./dom.js";
 import { css } from "./store.js";
 
-export async function drawInspector(app, host, image) {
-  const { store } = app;
-  const details = await api.getJson(`api/images/${image}`).catch(() => null);
-  if (!details || app.image !== image) return;
-  const dot = (cluster) => h("i", { class: "dot", style: { background: css(store.color(cluster)) } });
-  const wrong = store.isWrong(image);
-  const pairs = [
-    ["cluster", h("a", { class: "line", href: `#clusters/${store.target(store.cluster[image])}` }, dot(store.cluster[image]), store.title(store.cluster[image]))],
-    ["distance", store.distance[image].toFixed(4)],
-    store.labelName(image) !== null && ["class", h("span", { class: store.isAgainstMajority(image) ? "bad" : "" }, store.labelName(image))],
-    details.predicted >= 0 && store.run.has_labels && ["predicted", store.run.class_names[details.predicted]],
-    ["split", store.isTrain(image) ? "training" : "held out"],
-  ].filter(Boolean);
-  host.hidden = false;
-  host.replaceChildren(
-    h("header", { class: "line" }, h("h2", { title: details.name }, details.name),
-      h("button", { type: "button", class: "quiet", "aria-label": "Close", onclick: app.closeInspector }, "×")),
-    h("img", { class: "large", src: `images/${store.run.key}/${image}`, alt: details.name }),
-    h("div", { class: "actions" },
-      h("button", { type: "button", "aria-pressed": String(wrong), onclick: () => store.toggleMark([image]) }, wrong ? "Marked wrong" : "Mark wrong", h("kbd", {}, "W")),
-      h("a", { class: "button", href: `#search/${image}` }, "Similar", h("kbd", {}, "S")),
-      h("a", { class: "button", href: `#map/${image}` }, "Map", h("kbd", {}, "G"))),
-    h("dl", { class: "pairs" }, pairs.map(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
-    h("h3", {}, "Nearest centroids"),
-    nearest(store, details.nearest),
-    h("h3", {}, "Cluster after every round"),
-    h("ol", { class: "history" }, details.history.map((cluster, round) => h("li", {
-      class: round && cluster !== details.history[round - 1] ? "moved" : "",
-    }, h("span", { class: "muted" }, round), h("i", { class: "dot", style: { background: css(store.palette[cluster]) } }), `${cluster}`))));
+export class Inspector {
+  constructor(app, host) { Object.assign(this, { app, store: app.store, host, details: null }); }
+
+  /** Show an image, as soon as it is known what there is to say. */
+  async show(image) {
+    const details = await api.getJson(`api/images/${image}`).catch(() => null);
+    if (!details || this.app.image !== image) return;
+    this.details = details;
+    this.shown = image;
+    this.host.hidden = false;
+    this.draw();
+  }
+
+  close() {
+    this.details = null;
+    this.host.hidden = true;
+  }
+
+  /** Draw what is shown anew, after corrections. */
+  draw() {
+    if (!this.details) return;
+    const { app, store, details, shown: image } = this;
+    const wrong = store.isWrong(image);
+    const pairs = [
+      ["cluster", h("a", { class: "line", href: `#clusters/${store.target(store.cluster[image])}`, data: { key: "cluster" } }, dot(store.color(store.cluster[image])), store.title(store.cluster[image]))],
+      ["distance", store.distance[image].toFixed(4)],
+      store.labelName(image) !== null && ["class", h("span", { class: store.isAgainstMajority(image) ? "bad" : "" }, store.labelName(image))],
+      details.predicted >= 0 && store.run.has_labels && ["predicted", store.run.class_names[details.predicted]],
+      ["split", store.isTrain(image) ? "training" : "held out"],
+    ].filter(Boolean);
+    redraw(this.host,
+      h("header", { class: "line" }, h("h2", { title: details.name }, details.name),
+        h("button", { type: "button", class: "quiet", "aria-label": "Close", data: { key: "close" }, onclick: app.closeInspector }, "×")),
+      h("img", { class: "large", src: `images/${store.run.key}/${image}`, alt: details.name }),
+      h("div", { class: "actions" },
+        h("button", { type: "button", "aria-pressed": String(wrong), data: { key: "mark" }, onclick: () => store.toggleMark([image]) }, wrong ? "Marked wrong" : "Mark wrong", h("kbd", {}, "W")),
+        this.#link("search", "Similar", "S"), this.#link("map", "Map", "G")),
+      h("dl", { class: "pairs" }, pairs.map(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
+      h("h3", {}, "Nearest centroids"),
+      nearest(store, details.nearest),
+      h("h3", {}, "Cluster after every round"),
+      h("ol", { class: "history" }, details.history.map((cluster, round) => h("li", {
+        class: round && cluster !== details.history[round - 1] ? "moved" : "",
+      }, h("span", { class: "muted" }, round), dot(store.palette[cluster]), `${cluster}`))));
+  }
+
+  /** To a view about the image; it answers also where that view is shown already. */
+  #link(view, text, key) {
+    const image = this.shown;
+    return h("a", {
+      class: "button", href: `#${view}/${image}`, data: { key: view },
+      onclick: (event) => { if (!event.ctrlKey && !event.metaKey && !event.shiftKey) { event.preventDefault(); this.app.go(view, image); } },
+    }, text, h("kbd", {}, key));
+  }
 }
+
+const dot = (rgb) => h("i", { class: "dot", style: { background: css(rgb) } });
 
 function nearest(store, found) {
   const farthest = Math.max(...found.map(([, distance]) => distance)) || 1;

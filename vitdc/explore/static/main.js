@@ -1,8 +1,8 @@
 /** The page: which view is shown, the shortcuts, the light. Views live in views/. */
 
-import { dialog, h, images, percent, toast } from "./dom.js";
-import { drawInspector } from "./inspector.js";
-import { drawSidebar, markCurrent } from "./sidebar.js";
+import { count, dialog, h, images, percent, toast } from "./dom.js";
+import { Inspector } from "./inspector.js";
+import { Sidebar } from "./sidebar.js";
 import { Store } from "./store.js";
 import { showClusters } from "./views/clusters.js";
 import { showMap } from "./views/map.js";
@@ -19,15 +19,16 @@ const VIEWS = {
 };
 const SHORTCUTS = [
   ["1 … 5", "clusters, map, moves, outliers, search"],
-  ["[ and ]", "previous and next cluster"],
+  ["[ and ], or , and .", "previous and next cluster"],
   ["N", "name the cluster"],
-  ["arrows, Page, Home, End", "move in the pictures; with Shift, select"],
+  ["arrows, Page, Home, End", "move in the pictures; with Shift, select; with Ctrl, keep the selection"],
   ["Space, Ctrl A", "select one, select all"],
-  ["W", "mark the selection wrong, or take the mark away"],
+  ["W", "mark the selection wrong, or the image shown; again takes the mark away"],
   ["S", "search images like this one"],
   ["G", "show it on the map"],
   ["L", "lasso on the map (or hold Shift)"],
   ["arrows, + − 0", "move, zoom and fit the map"],
+  ["Enter, A", "on the map: open the image in the middle, select all in sight"],
   ["Ctrl Z", "undo"],
   ["T", "light, dark, or as the system says"],
   ["Esc", "clear the selection, close"],
@@ -37,6 +38,7 @@ const element = (id) => document.getElementById(id);
 class App {
   order = "id";
   image = null;
+  only = null; // the one cluster that the map shows, if not all
   view = null;
   route = ["clusters"];
 
@@ -45,6 +47,11 @@ class App {
     this.store.addEventListener("corrections", () => this.refresh());
     this.#frame();
     addEventListener("hashchange", () => this.navigate());
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault(); // the address says which view is shown
+      (document.querySelector(".view .grid, .view .points") ?? element("main")).focus();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.view?.relight?.());
     addEventListener("keydown", (event) => this.#key(event));
     this.#acceptDrops();
     await this.navigate();
@@ -54,14 +61,19 @@ class App {
   /** Show what the address names: #view/argument. */
   async navigate() {
     const [name, ...rest] = location.hash.slice(1).split("/");
-    this.route = name in VIEWS ? [name, ...rest] : ["clusters"];
+    const before = this.route;
+    this.route = Object.hasOwn(VIEWS, name) ? [name, ...rest] : ["clusters"];
+    if (this.view?.goTo && before[0] === this.route[0]) { this.view.goTo(this.route[1]); return; }
     this.view?.close?.();
-    this.view = null;
+    this.view = this.only = null;
     // a place of its own: a view that was slow to come paints where nobody looks any more
     const host = h("div", { class: "view", id: `view-${this.route[0]}` });
-    element("main").replaceChildren(host);
-    for (const link of element("views").children) link.toggleAttribute("aria-current", link.hash === `#${this.route[0]}`);
-    markCurrent(this, element("sidebar"));
+    element("main").replaceChildren(host, this.selected);
+    for (const link of element("views").children) {
+      if (link.hash === `#${this.route[0]}`) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    this.sidebar.mark({ reveal: true });
     const route = this.route;
     try {
       const view = await VIEWS[route[0]][1](this, host, route.slice(1));
@@ -73,24 +85,36 @@ class App {
   }
 
   refresh() {
-    drawSidebar(this, element("sidebar"));
+    this.sidebar.draw();
     this.#scores();
     this.view?.refresh?.();
-    if (this.image !== null) drawInspector(this, element("inspector"), this.image);
+    this.inspector.draw();
   }
 
   /** Show an image in the inspector. */
   open = (image) => {
     this.image = image;
-    drawInspector(this, element("inspector"), image);
+    this.inspector.show(image);
   };
 
   closeInspector = () => {
     this.image = null;
-    element("inspector").hidden = true;
+    this.inspector.close();
   };
 
-  highlight(cluster) { markCurrent(this, element("sidebar"), cluster); }
+  /** Say how many images an action would be about. */
+  showSelected(number) {
+    this.selected.hidden = number === 0;
+    this.selected.replaceChildren(h("strong", {}, `${count(number)} selected`), h("kbd", {}, "Esc"));
+  }
+
+  /** Show an image in another view, or in this one. */
+  go(view, image) {
+    const hash = `#${view}/${image}`;
+    if (image === undefined) toast("Choose an image first");
+    else if (location.hash !== hash) location.hash = hash;
+    else this.view?.goTo?.(image);
+  }
 
   // --- the frame -----------------------------------------------------------------------------------
 
@@ -112,7 +136,10 @@ class App {
       theme,
       h("button", { type: "button", class: "quiet", "aria-label": "Keyboard shortcuts", title: "Keyboard shortcuts (?)", onclick: help }, "?"));
     this.#applyTheme(stored("theme") ?? "system");
-    drawSidebar(this, element("sidebar"));
+    this.selected = h("p", { class: "selected", role: "status", hidden: true });
+    this.sidebar = new Sidebar(this, element("sidebar"));
+    this.inspector = new Inspector(this, element("inspector"));
+    this.sidebar.draw();
     this.#scores();
   }
 
@@ -137,7 +164,7 @@ class App {
     button.textContent = { system: "◐", light: "☀", dark: "☾" }[theme];
     button.setAttribute("aria-label", `Light or dark: ${theme}`);
     button.title = `${{ system: "As the system says", light: "Light", dark: "Dark" }[theme]} (T)`;
-    this.view?.refresh?.();
+    this.view?.relight?.();
   }
 
   #acceptDrops() {
@@ -162,7 +189,9 @@ class App {
     const typing = event.target.matches?.("input, textarea, select") || document.querySelector("dialog[open]");
     if (typing) return;
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); this.store.undo(); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    // some keyboards have [ and ] behind AltGr, which may come as Ctrl and Alt
+    if ((event.ctrlKey || event.metaKey || event.altKey) && !event.getModifierState("AltGraph")) return;
+    if (event.repeat && event.key.toLowerCase() === "w") return; // held down, it would go to and fro
     const action = this.#action(event.key.length === 1 ? event.key.toLowerCase() : event.key);
     if (action) { event.preventDefault(); action(); }
   }
@@ -170,21 +199,23 @@ class App {
   #action(key) {
     const names = Object.keys(VIEWS);
     if (key >= "1" && key <= String(names.length)) return () => { location.hash = `#${names[key - 1]}`; };
-    const about = this.view?.grid?.chosen() ?? [];
-    const [image] = about.length ? about : this.image === null ? [] : [this.image];
+    const chosen = this.#chosen();
     return {
       "?": help, t: () => this.nextTheme(), l: () => this.view?.toggleLasso?.(),
-      "[": () => this.#step(-1), "]": () => this.#step(1),
+      "[": () => this.#step(-1), "]": () => this.#step(1), ",": () => this.#step(-1), ".": () => this.#step(1),
       n: () => element("name")?.select(),
-      w: () => this.store.toggleMark(about.length ? about : [image].filter((each) => each !== undefined)),
-      s: () => this.#go("search", image), g: () => this.#go("map", image),
+      w: () => { if (chosen.length) this.store.toggleMark(chosen); else toast("Choose an image first"); },
+      s: () => this.go("search", chosen[0]), g: () => this.go("map", chosen[0]),
       Escape: this.closeInspector,
     }[key];
   }
 
-  #go(view, image) {
-    if (image === undefined) toast("Choose an image first");
-    else location.hash = `#${view}/${image}`;
+  /** What a key is about: the selection, else the image shown beside, else the one under the cursor. */
+  #chosen() {
+    const grid = this.view?.grid;
+    if (grid?.selected.size) return [...grid.selected];
+    if (this.image !== null) return [this.image];
+    return grid?.current === undefined ? [] : [grid.current];
   }
 
   #step(by) {

@@ -43,10 +43,14 @@ export class Scatter {
     this.lassoing = false;
     this.highlighted = null;
     this.budget = Infinity;
+    this.paints = [];
+    this.relight();
     this.#program();
     this.#listen();
     this.resizing = new ResizeObserver(() => this.#resize());
     this.resizing.observe(canvas);
+    canvas.addEventListener("webglcontextlost", (event) => event.preventDefault()); // it may come back
+    canvas.addEventListener("webglcontextrestored", () => this.#restore());
   }
 
   close() {
@@ -65,13 +69,22 @@ export class Scatter {
     this.draw();
   }
 
-  /** (N, 4) bytes: red, green, blue, opacity; points of opacity 0 cannot be picked. */
-  setColors(colors) {
-    this.colors = colors;
-    this.paper = getComputedStyle(this.canvas).backgroundColor.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255);
+  /** (N, 4) bytes: red, green, blue, opacity; (N,) whether the pointer and the lasso find the point. */
+  setColors(colors, reachable) {
+    Object.assign(this, { colors, reachable });
     this.#fill("color", this.colorBuffer, colors, 4, this.gl.UNSIGNED_BYTE, true);
+    this.canvas.dataset.colors = Number(this.canvas.dataset.colors ?? 0) + 1; // tests count them
     this.draw();
   }
+
+  /** Take over the colours of the page. */
+  relight() {
+    this.paper = getComputedStyle(this.canvas).backgroundColor.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255);
+    this.draw();
+  }
+
+  /** Wait for the next picture. */
+  painted() { return new Promise((resolve) => { this.paints.push(resolve); this.draw(); }); }
 
   reset() { this.view = { x: 0, y: 0, zoom: 1 }; this.draw(); }
 
@@ -134,12 +147,12 @@ export class Scatter {
 
   /** The point nearest to a place, within `reach` CSS pixels; null if there is none. */
   pick(x, y, reach = 8) {
-    if (!this.points) return null;
+    if (!this.reachable) return null;
     const [[px, py], radius] = [this.toData(x, y), reach / this.#unit()];
     let [best, found] = [radius * radius, null];
     this.#inBox(px - radius, py - radius, px + radius, py + radius, (image) => {
       const [dx, dy] = [this.points[2 * image] - px, this.points[2 * image + 1] - py];
-      if (dx * dx + dy * dy < best && this.#visible(image)) { best = dx * dx + dy * dy; found = image; }
+      if (dx * dx + dy * dy < best && this.reachable[image]) { best = dx * dx + dy * dy; found = image; }
     });
     return found;
   }
@@ -150,10 +163,13 @@ export class Scatter {
     const [xs, ys] = [corners.map((c) => c[0]), corners.map((c) => c[1])];
     const found = [];
     this.#inBox(Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys), (image) => {
-      if (this.#visible(image) && contains(corners, this.points[2 * image], this.points[2 * image + 1])) found.push(image);
+      if (this.reachable[image] && contains(corners, this.points[2 * image], this.points[2 * image + 1])) found.push(image);
     });
     return found;
   }
+
+  /** All points that can be seen and found. */
+  inSight() { return this.inside([[0, 0], [this.width, 0], [this.width, this.height], [0, this.height]]); }
 
   // --- drawing ------------------------------------------------------------------------------------
 
@@ -161,7 +177,6 @@ export class Scatter {
   #unit() { return 0.47 * Math.min(this.width, this.height) * this.view.zoom; }
   get width() { return this.canvas.clientWidth; }
   get height() { return this.canvas.clientHeight; }
-  #visible(image) { return !this.colors || this.colors[4 * image + 3] > 0; }
 
   #program() {
     const { gl } = this;
@@ -203,6 +218,13 @@ export class Scatter {
     this.gl.bufferData(this.gl.ELEMENT_ARRAY_BUFFER, order, this.gl.STATIC_DRAW);
   }
 
+  /** The graphics card forgot everything: tell it again. */
+  #restore() {
+    this.#program();
+    if (this.points) this.setPoints(this.points);
+    if (this.colors) this.setColors(this.colors, this.reachable);
+  }
+
   #resize() {
     const ratio = Math.min(2, devicePixelRatio);
     for (const canvas of [this.canvas, this.overlay]) {
@@ -221,7 +243,7 @@ export class Scatter {
 
   #paint() {
     const { gl, view, uniforms } = this;
-    if (!this.points || !this.colors || !this.width) return;
+    if (!this.points || !this.colors || !this.width || gl.isContextLost()) return;
     const [sx, sy] = [(2 * this.#unit()) / this.width, (2 * this.#unit()) / this.height];
     gl.viewport(0, 0, this.canvas.width, this.canvas.height);
     gl.clearColor(...this.paper, 1);
@@ -232,6 +254,8 @@ export class Scatter {
     const shown = this.moving ? Math.min(this.number, Math.floor(this.budget)) : this.number;
     gl.drawElements(gl.POINTS, shown, gl.UNSIGNED_INT, 0);
     this.#paintOverlay();
+    this.canvas.dataset.view = [view.x, view.y, view.zoom].map((value) => value.toFixed(4)).join(" ");
+    for (const resolve of this.paints.splice(0)) resolve();
   }
 
   #paintOverlay() {
@@ -293,14 +317,16 @@ export class Scatter {
   #listen() {
     const at = (event) => { const box = this.canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
     this.canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       this.canvas.setPointerCapture(event.pointerId);
-      this.pressed = at(event);
+      this.pressed = this.last = at(event);
       this.moved = false;
       this.path = this.lassoing || event.shiftKey ? [at(event)] : null;
       this.onhover(null);
     });
-    this.canvas.addEventListener("pointermove", (event) => this.#pointerMove(event, at(event)));
-    this.canvas.addEventListener("pointerup", (event) => this.#pointerUp(at(event)));
+    this.canvas.addEventListener("pointermove", (event) => this.#pointerMove(at(event)));
+    this.canvas.addEventListener("pointerup", (event) => { if (event.button === 0 && this.pressed) this.#pointerUp(at(event)); });
+    this.canvas.addEventListener("pointercancel", () => { this.path = this.pressed = null; this.draw(); });
     this.canvas.addEventListener("pointerleave", () => this.onhover(null));
     this.canvas.addEventListener("dblclick", (event) => this.zoom(2, ...at(event)));
     this.canvas.addEventListener("wheel", (event) => {
@@ -310,11 +336,12 @@ export class Scatter {
     }, { passive: false });
   }
 
-  #pointerMove(event, [x, y]) {
+  #pointerMove([x, y]) {
     if (!this.pressed) return this.onhover(this.pick(x, y), x, y);
     this.moved ||= Math.hypot(x - this.pressed[0], y - this.pressed[1]) > 3;
     if (this.path) { this.path.push([x, y]); this.draw(); return; }
-    if (this.moved) { this.pan(event.movementX, event.movementY); }
+    if (this.moved) this.pan(x - this.last[0], y - this.last[1]);
+    this.last = [x, y];
   }
 
   #pointerUp([x, y]) {

@@ -1,7 +1,7 @@
 /** The 2-D map: who is beside whom. */
 
 import * as api from "../api.js";
-import { choice, h, images } from "../dom.js";
+import { choice, h, images, toast } from "../dom.js";
 import { Grid } from "../grid.js";
 import { Scatter } from "../scatter.js";
 import { css } from "../store.js";
@@ -10,9 +10,10 @@ import { paint } from "../tiles.js";
 const DIMMED = 28;
 const OPAQUE = 235;
 const WRONG = [213, 94, 0];
+const MIDDLE = 40; // CSS pixels around the middle in which keys find an image
 
 export function showMap(app, host, [goal]) {
-  return new MapView(app, host, goal === undefined ? null : Number(goal));
+  return new MapView(app, host, goal === undefined ? null : app.store.imageNumber(goal));
 }
 
 class MapView {
@@ -22,7 +23,7 @@ class MapView {
     this.#begin();
   }
 
-  /** What keys like W are about: the images in the lasso, if there is one. */
+  /** The images in the lasso, if there are any. */
   get grid() { return this.selection ? this.selectionGrid : null; }
 
   close() {
@@ -31,10 +32,27 @@ class MapView {
     this.selectionGrid.close();
   }
 
-  refresh() { this.#color(); }
+  refresh() {
+    const regrouped = this.store.groups() !== this.groups;
+    if (regrouped || this.coloring === "wrong") this.#color(); // else no colour depends on it
+  }
+
+  /** Follow the page from light to dark. */
+  relight() { this.scatter?.relight(); }
+
+  /** Bring an image to the middle, now or when the map is there. */
+  goTo(text) {
+    if (text === undefined) return;
+    try { this.goal = this.store.imageNumber(text); } catch (error) { toast(error.message, { kind: "bad" }); return; }
+    if (this.scatter?.points) this.scatter.goTo(this.goal);
+  }
 
   #build() {
-    this.canvas = h("canvas", { class: "points", tabindex: "0", role: "application", "aria-label": "Map of all images. Arrows move, plus and minus zoom, 0 shows all.", onkeydown: (event) => this.#key(event) });
+    this.canvas = h("canvas", {
+      class: "points", tabindex: "0", role: "application",
+      "aria-label": "Map of all images. Arrows move, plus and minus zoom, 0 shows all, Enter opens the image in the middle, A selects all in sight.",
+      onkeydown: (event) => this.#key(event), onblur: () => this.#hover(null),
+    });
     this.overlay = h("canvas", { class: "overlay" });
     this.tip = h("div", { class: "tip", hidden: true });
     this.status = h("div", { class: "map-status", role: "status" }, h("span", { class: "spinner" }), h("p", {}, "The map is on its way…"));
@@ -44,11 +62,11 @@ class MapView {
       choice({ label: "Colour by", chosen: "cluster", options: colorings, onchoose: (value) => { this.coloring = value; this.#color(); } }),
       this.lasso,
       h("button", { type: "button", title: "Show everything (0)", onclick: () => this.scatter?.reset() }, "Fit"));
-    this.selectionGrid = new Grid({ store: this.store, label: "Images inside the lasso", size: 44, onopen: this.app.open });
+    this.selectionGrid = new Grid({ app: this.app, label: "Images that are selected", size: 44 });
     this.found = h("strong", { role: "status" });
     this.panel = h("section", { class: "selection", hidden: true, "aria-label": "Selection" },
       h("header", { class: "line" }, this.found, h("span", { class: "spread" }),
-        h("button", { type: "button", onclick: () => this.store.toggleMark(this.selection) }, "Mark all wrong"),
+        h("button", { type: "button", onclick: () => this.store.mark(this.selection, true) }, "Mark all wrong"),
         h("button", { type: "button", onclick: () => this.select(null) }, "Clear")),
       this.selectionGrid.element);
     this.host.replaceChildren(h("div", { class: "map" }, this.canvas, this.overlay, tools, this.status, this.tip), this.panel);
@@ -59,7 +77,7 @@ class MapView {
       this.scatter = new Scatter(this.canvas, this.overlay, {
         onhover: (image, x, y) => this.#hover(image, x, y),
         onlasso: (found) => { this.select(found); if (this.scatter.lassoing) this.toggleLasso(); },
-        onpick: (image) => { this.scatter.highlighted = image; this.scatter.draw(); this.app.open(image); },
+        onpick: (image) => this.#pick(image),
       });
       this.app.coordinates ??= await this.#wait();
     } catch (error) {
@@ -71,6 +89,7 @@ class MapView {
     this.scatter.setPoints(this.app.coordinates);
     this.#color();
     if (this.goal !== null) this.scatter.goTo(this.goal);
+    await this.scatter.painted();
     this.host.dataset.ready = "map";
   }
 
@@ -102,12 +121,14 @@ class MapView {
     this.canvas.classList.toggle("lassoing", this.scatter.lassoing);
   }
 
-  /** Show one cluster only; null for all. Called by the sidebar. */
+  /** Show one cluster only, or all again. Called by the sidebar. */
   focusCluster(cluster) {
-    this.only = this.only === cluster ? null : cluster;
+    this.app.only = this.#only() === cluster ? null : cluster;
     this.#color();
-    return this.only;
   }
+
+  /** The cluster that is shown alone, also after it was merged into another. */
+  #only() { return this.app.only === null ? null : this.store.target(this.app.only); }
 
   #color() {
     if (!this.scatter?.points) return;
@@ -115,13 +136,17 @@ class MapView {
     const colors = new Uint8Array(4 * store.run.num_images);
     const selected = this.selection && new Set(this.selection);
     const [paintOf, isOn] = this.#scheme();
+    const only = this.#only();
+    const reachable = new Uint8Array(store.run.num_images); // what one lasso left out, the next may take
+    this.groups = store.groups();
     for (let image = 0; image < store.run.num_images; image += 1) {
-      const bright = (!selected || selected.has(image)) && (this.only == null || store.target(store.cluster[image]) === this.only) && isOn(image);
+      reachable[image] = (only === null || store.target(store.cluster[image]) === only) && isOn(image);
+      const bright = reachable[image] && (!selected || selected.has(image));
       const color = paintOf(image);
       colors.set(color, 4 * image);
       colors[4 * image + 3] = bright ? OPAQUE : DIMMED;
     }
-    this.scatter.setColors(colors);
+    this.scatter.setColors(colors, reachable);
   }
 
   /** [colour of an image, whether it stands out]. */
@@ -135,6 +160,12 @@ class MapView {
       against: [(image) => (store.isAgainstMajority(image) ? WRONG : cluster(image)), (image) => store.isAgainstMajority(image)],
       wrong: [(image) => (store.isWrong(image) ? WRONG : cluster(image)), (image) => store.isWrong(image)],
     }[this.coloring];
+  }
+
+  #pick(image) {
+    this.scatter.highlighted = image;
+    this.scatter.draw();
+    this.app.open(image);
   }
 
   #hover(image, x, y) {
@@ -157,16 +188,24 @@ class MapView {
     this.tip.style.transform = `translate(${right ? x - 230 : x + 14}px, ${below ? y - 112 : y + 14}px)`;
   }
 
+  /** The image that keys are about: the one nearest to the middle. */
+  #middle() { return this.scatter.pick(this.canvas.clientWidth / 2, this.canvas.clientHeight / 2, MIDDLE); }
+
   #key(event) {
     const step = 60;
+    const middle = this.scatter?.points ? this.#middle() : null;
     const actions = {
       ArrowLeft: () => this.scatter.pan(step, 0), ArrowRight: () => this.scatter.pan(-step, 0),
       ArrowUp: () => this.scatter.pan(0, step), ArrowDown: () => this.scatter.pan(0, -step),
       "+": () => this.scatter.zoom(1.4), "=": () => this.scatter.zoom(1.4), "-": () => this.scatter.zoom(1 / 1.4), 0: () => this.scatter.reset(),
       Escape: () => this.select(null),
+      Enter: () => { if (middle !== null) this.#pick(middle); },
+      a: () => this.select(this.scatter.inSight()),
     };
-    if (!this.scatter || !(event.key in actions) || event.ctrlKey || event.metaKey) return;
-    actions[event.key]();
+    const key = event.key === "A" ? "a" : event.key;
+    if (!this.scatter?.points || !Object.hasOwn(actions, key) || event.ctrlKey || event.metaKey || event.altKey) return;
+    actions[key]();
+    this.#hover(this.#middle(), this.canvas.clientWidth / 2, this.canvas.clientHeight / 2);
     event.preventDefault();
     event.stopPropagation();
   }

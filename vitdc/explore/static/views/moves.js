@@ -6,14 +6,16 @@ import { css } from "../store.js";
 
 export async function showMoves(app, host, [step]) {
   const { store } = app;
-  const last = store.run.rounds.length - 1;
-  const steps = [[`0-${store.run.best_round}`, "First to result"], ...Array.from({ length: last }, (_, round) => [`${round}-${round + 1}`, `${round} → ${round + 1}`])];
+  const { best_round: best, rounds } = store.run;
+  const single = Array.from({ length: rounds.length - 1 }, (_, round) => [`${round}-${round + 1}`, `${round} → ${round + 1}`]);
+  const steps = best > 1 ? [[`0-${best}`, "First to result"], ...single] : single; // else it is one of these
+  if (!steps.length) { host.replaceChildren(h("header", { class: "heading" }, h("h1", {}, "Moves")), h("p", { class: "empty" }, "There was only one round.")); return null; }
   const chosen = steps.some(([value]) => value === step) ? step : steps[0][0];
   const [from, to] = chosen.split("-").map(Number);
   const [before, after] = await Promise.all([store.round(from), store.round(to)]);
   const flows = collect(before, after);
   const moved = flows.reduce((sum, flow) => sum + flow.images.length, 0);
-  const grid = new Grid({ store, label: "Images that moved", onopen: app.open, caption: (image) => `${before[image]} → ${after[image]}` });
+  const grid = new Grid({ app, label: "Images that moved", caption: (image) => `${before[image]} → ${after[image]}` });
   const list = h("div", { class: "flows", role: "group", "aria-label": "From which cluster to which" });
   const choose = (flow) => {
     for (const button of list.children) button.setAttribute("aria-pressed", String(button.flow === flow));

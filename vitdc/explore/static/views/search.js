@@ -6,10 +6,10 @@ import { Grid } from "../grid.js";
 import { css } from "../store.js";
 import { paint } from "../tiles.js";
 
-export async function showSearch(app, host, [image]) {
+export async function showSearch(app, host, [text]) {
   const { store } = app;
   const distances = new Map();
-  const grid = new Grid({ store, label: "Most similar images, the nearest first", onopen: app.open, caption: (found) => distances.get(found)?.toFixed(3) ?? "" });
+  const grid = new Grid({ app, label: "Most similar images, the nearest first", caption: (found) => distances.get(found)?.toFixed(3) ?? "" });
   const query = h("section", { class: "query", "aria-label": "Example" });
   const show = (answer, ...content) => {
     distances.clear();
@@ -17,22 +17,27 @@ export async function showSearch(app, host, [image]) {
     grid.show(answer.images);
     query.replaceChildren(...content, dropZone(lookUp));
   };
+  let latest = 0;
   const lookUp = async (file) => {
+    const turn = (latest += 1); // an answer that comes after the next question is not shown
     query.replaceChildren(h("p", { class: "waiting" }, h("span", { class: "spinner" }), `Looking at ${file.name}…`));
     try {
       const answer = await api.postFile("api/look-up", file);
-      show(answer, ...stranger(store, file, answer));
+      if (turn === latest) show(answer, ...stranger(store, file, answer));
     } catch (error) {
       toast(`${file.name}: ${error.message}`, { kind: "bad", seconds: 10 });
-      query.replaceChildren(h("p", { class: "bad" }, `${file.name}: ${error.message}`), dropZone(lookUp));
+      if (turn === latest) query.replaceChildren(h("p", { class: "bad" }, `${file.name}: ${error.message}`), dropZone(lookUp));
     }
   };
   host.replaceChildren(
     h("header", { class: "heading" }, h("h1", {}, "Search by example"),
       h("p", { class: "muted" }, "Nearest neighbours in embedding space, by Euclidean distance. Press S on any image, or drop a file here.")),
     h("div", { class: "split" }, query, grid.element));
-  if (image === undefined) query.replaceChildren(dropZone(lookUp));
-  else show(await api.getJson(`api/images/${Number(image)}/neighbours`), ...known(store, Number(image)));
+  if (text === undefined) query.replaceChildren(dropZone(lookUp));
+  else {
+    const image = store.imageNumber(text);
+    show(await api.getJson(`api/images/${image}/neighbours`), ...known(store, image));
+  }
   return { grid, lookUp, close: () => grid.close() };
 }
 
