@@ -7,6 +7,7 @@ goes between the landmarks that are nearest to it in embedding space.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitdc.explore.collection import Collection
+from vitdc.explore.thumbnails import read_cached
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +65,24 @@ class MapMaker:
 
     def _work(self) -> None:
         try:
-            self._coordinates = self._load() if self._file.is_file() else self._make()
+            found = read_cached(self._file, (len(self._images), 2), np.float32)
+            self._coordinates = self._make() if found is None else found
         except Exception:
             logger.exception("the map failed")  # the page tells, and everything else works on
             self._stage, self._failed = "the map failed; the terminal says why", True
-
-    def _load(self) -> np.ndarray:
-        found: np.ndarray = np.load(self._file, allow_pickle=False)
-        return found
 
     def _make(self) -> np.ndarray:
         def report(stage: str) -> None:
             self._stage = stage
 
         coordinates = lay_out(self._images, report=report)
-        partial = self._file.with_suffix(".partial.npy")
-        np.save(partial, coordinates)
-        partial.replace(self._file)
+        partial = self._file.with_suffix(f".{os.getpid()}.npy")
+        try:
+            np.save(partial, coordinates)
+            partial.replace(self._file)
+        except OSError as error:
+            logger.warning("%s: the map is shown, but not kept: %s", self._file, error.strerror)
+            partial.unlink(missing_ok=True)
         return coordinates
 
 

@@ -34,11 +34,14 @@ class Thumbnails:
         height, width, channels = images.run.dataset.image_shape
         self._images = images
         self._kept: np.ndarray | None = None
-        self.side = min(height, width, MAX_SIDE)
+        self.side = tile_side(images)
         if self.side < max(height, width):
+            kept, made = (cache / f"thumbnails-{self.side}{part}.npy" for part in ("", "-made"))
             shape = (len(images), self.side, self.side, channels)
-            self._kept = _open(cache / f"thumbnails-{self.side}.npy", shape, np.uint8)
-            self._made = _open(cache / f"thumbnails-{self.side}-made.npy", (len(images),), np.bool_)
+            if read_cached(kept, shape, np.uint8) is None:
+                made.unlink(missing_ok=True)  # or pictures that are gone would count as made
+            self._kept = _open(kept, shape, np.uint8)
+            self._made = _open(made, (len(images),), np.bool_)
 
     def strip(self, numbers: Sequence[int]) -> tuple[bytes, str]:
         """The pictures of these images from left to right: an image file and its media type."""
@@ -54,6 +57,12 @@ class Thumbnails:
             self._made[number] = True
         picture: np.ndarray = self._kept[number]
         return picture
+
+
+def tile_side(images: Collection) -> int:
+    """Pixels of a small picture, along each side."""
+    height, width, _ = images.run.dataset.image_shape
+    return min(height, width, MAX_SIDE)
 
 
 def encode(pixels: np.ndarray, *, lossless: bool = True) -> tuple[bytes, str]:
@@ -81,8 +90,15 @@ def _shrink(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """A writable array on disk, all zero at first."""
-    if path.is_file():
-        found: np.ndarray = np.lib.format.open_memmap(path, mode="r+")
-        if found.shape == shape and found.dtype == dtype:
-            return found
+    if read_cached(path, shape, dtype) is not None:
+        return np.lib.format.open_memmap(path, mode="r+")
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def read_cached(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray | None:
+    """An array of the cache, memory-mapped; None if there is none, or only what is left of it."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == dtype else None
