@@ -15,6 +15,8 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,9 @@ from vitdc.artifacts.annotations import Annotations
 from vitdc.errors import InputError
 from vitdc.explore import layout, serving
 from vitdc.explore.collection import Collection
-from vitdc.explore.corrections import Corrections, Patch
+from vitdc.explore.corrections import Corrections, OutdatedError, Patch
 from vitdc.explore.finding import FinishedRun, find_run
-from vitdc.explore.layout import lay_out
+from vitdc.explore.layout import MapMaker, Progress, lay_out
 from vitdc.explore.server import create_app
 from vitdc.explore.thumbnails import MAX_SIDE, Thumbnails
 from vitdc.prediction import Predictor
@@ -204,6 +206,9 @@ def test_large_images_are_shrunk_once_and_kept(run: FinishedRun, tmp_path: Path)
     made = np.load(tmp_path / f"thumbnails-{MAX_SIDE}-made.npy")
     assert np.flatnonzero(made).tolist() == [3, 50]
     assert Thumbnails(images, tmp_path).strip([3, 50])[0] == first
+    kept = tmp_path / f"thumbnails-{MAX_SIDE}.npy"
+    kept.write_bytes(kept.read_bytes()[:1000])  # as after a full disk
+    assert Thumbnails(images, tmp_path).strip([3, 50])[0] == first
 
 
 def test_an_image_tells_its_history_and_its_nearest_centroids(
@@ -266,6 +271,35 @@ def test_the_map_comes_when_it_is_ready_and_is_kept(page: Page, tmp_path: Path) 
     assert np.abs(coordinates).max() == pytest.approx(1)
     [kept] = (tmp_path / "cache").glob("map-*.npy")
     np.testing.assert_array_equal(np.load(kept), coordinates)
+
+
+def test_a_map_that_cannot_be_kept_is_shown(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "cache").rmdir()
+    assert wait_for_map(page).shape == (54, 2)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [lambda file: file.write_bytes(file.read_bytes()[:200]), lambda file: np.save(file, [1.0])],
+    ids=["cut off", "of another shape"],
+)
+def test_what_is_left_of_a_map_is_made_anew(
+    images: Collection, tmp_path: Path, left: Callable[[Path], object]
+) -> None:
+    expected = finished(MapMaker(images, tmp_path))
+    [kept] = tmp_path.glob("map-*.npy")
+    left(kept)
+    np.testing.assert_array_equal(finished(MapMaker(images, tmp_path)), expected)
+    np.testing.assert_array_equal(np.load(kept), expected)
+
+
+def finished(maker: MapMaker) -> np.ndarray:
+    deadline = time.monotonic() + 120
+    while isinstance(found := maker.get(), Progress):
+        assert not found.failed
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
 
 
 def three_blobs(run: FinishedRun) -> Embeddings:
@@ -397,10 +431,10 @@ def test_pictures_are_not_kept_as_those_of_another_set(page: Page, address: str)
 
 
 def test_a_mark_is_not_looked_for_among_all_images(
-    images: Collection, monkeypatch: pytest.MonkeyPatch
+    images: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images.numbers(["of an image that is gone"])
-    corrections = Corrections(images)
+    corrections = Corrections(images, cache=tmp_path)
     monkeypatch.setattr(images, "names", lambda: pytest.fail("went through all names"))
     revision = corrections.state().revision
     state, _ = corrections.apply(Patch(wrong={7: True, 50: True}), revision=revision)
@@ -424,6 +458,49 @@ def test_a_change_of_what_does_not_exist_is_refused(
     answer = page.post("api/annotations", json={"revision": revision, "patch": patch})
     assert answer.status_code == 422
     assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("api/images/abc", "number: Input should be a valid integer"), ("tiles/KEY/a,b", "a,b")],
+)
+def test_a_request_that_makes_no_sense_is_told_in_one_line(
+    page: Page, address: str, message: str
+) -> None:
+    answer = page.get(address.replace("KEY", page.get("api/run").json()["key"]))
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]
+
+
+def test_too_many_marks_at_once_are_told_in_one_line(page: Page) -> None:
+    patch = {"wrong": dict.fromkeys(map(str, range(100_001)), True)}
+    answer = page.post("api/annotations", json={"revision": "", "patch": patch})
+    assert answer.status_code == 422
+    assert "at most 100000 items" in answer.json()["error"]
+
+
+def test_of_two_programs_that_change_the_same_results_none_loses_anything(
+    run: FinishedRun, output: Path, tmp_path: Path
+) -> None:
+    def mark(corrections: Corrections, numbers: range) -> None:
+        for number in numbers:
+            while True:
+                revision = corrections.state().revision
+                try:
+                    corrections.apply(Patch(wrong={number: True}), revision=revision)
+                    break
+                except OutdatedError:
+                    continue
+
+    numbers = (range(0, 54, 2), range(1, 54, 2))
+    with ThreadPoolExecutor() as pool:
+        programs = [
+            pool.submit(mark, Corrections(Collection(run), cache=tmp_path), each)
+            for each in numbers
+        ]
+    for program in programs:
+        program.result()
+    assert len(Annotations.of_results(output / "results").wrong) == 54
 
 
 def test_the_tables_hold_names_merges_and_marks(page: Page, images: Collection) -> None:
@@ -470,6 +547,15 @@ def test_another_page_cannot_change_anything(page: Page, origin: str | None) -> 
     assert page.get("api/annotations").json()["names"] == {}
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize("name", ["api/run", "tiles/{}/1", "images/{}/1", "export/names.csv"])
+def test_another_page_sees_nothing_of_the_run(page: Page, name: str, site: str) -> None:
+    address = name.format(page.get("api/run").json()["key"])
+    assert page.get(address, headers={"Sec-Fetch-Site": site}).status_code == 403
+    for own in ("same-origin", "none"):
+        assert page.get(address, headers={"Sec-Fetch-Site": own}).status_code == 200
+
+
 def test_the_page_takes_everything_from_here(page: Page) -> None:
     answer = page.get("")
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'self';")
@@ -493,24 +579,35 @@ def test_a_wheel_has_the_page_in_it(tmp_path: Path) -> None:
 # --- starting and ending --------------------------------------------------------------------------
 
 
-def explore(*arguments: object, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vitdc.cli", "explore", "--no-open", *map(str, arguments)]
+@contextmanager
+def explore(*arguments: object, cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """`vitdc explore` as a process, which does not outlive the block."""
     program = "from vitdc.cli import main; main()"
-    command[1:3] = ["-c", program]
+    command = [sys.executable, "-c", program, "explore", "--no-open", *map(str, arguments)]
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where the page is, when it is there."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline()
+    assert " at " in line, process.stderr.read()
+    return line.split(" at ")[1].split()[0]
 
 
 def test_it_says_its_address_in_one_line_and_ends_by_ctrl_c(output: Path, tmp_path: Path) -> None:
-    process = explore(output / "results", cache=tmp_path)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    address = line.split(" at ")[1].split()[0]
-    assert requests.get(address, timeout=60).status_code == 200
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    with explore(output / "results", cache=tmp_path) as process:
+        assert requests.get(address_of(process), timeout=60).status_code == 200
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert (rest.strip(), errors) == ("", "")
 
@@ -518,8 +615,8 @@ def test_it_says_its_address_in_one_line_and_ends_by_ctrl_c(output: Path, tmp_pa
 def test_a_port_that_is_taken_is_refused_if_it_was_asked_for(output: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = explore(output / "results", "--port", port, cache=tmp_path)
-        _, errors = process.communicate(timeout=60)
+        with explore(output / "results", "--port", port, cache=tmp_path) as process:
+            _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"--port {port}: Address already in use" in errors
     assert len(errors.splitlines()) == 1
@@ -531,6 +628,11 @@ def test_without_a_port_a_free_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         with serving.listen(None) as other:
             assert other.getsockname()[1] != usual.getsockname()[1]
             assert other.getsockname()[0] == "127.0.0.1"
+
+
+def test_browsers_leave_out_the_usual_port() -> None:
+    assert serving.hosts_of(8790) == {"127.0.0.1:8790", "localhost:8790"}
+    assert {"127.0.0.1", "localhost"} < serving.hosts_of(80)
 
 
 def break_version(results: Path) -> None:
@@ -545,6 +647,11 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other clusters": (
         lambda results: Annotations(clustering="0" * 64).save(Annotations.path_for(results)),
         "belongs to other clusters",
+    ),
+    "no cache": (
+        # a directory where not even root may make a file
+        lambda results: (results.parent / "cache").symlink_to("/proc/self/fd"),
+        "set XDG_CACHE_HOME",
     ),
     "damaged": (
         lambda results: (results.parent / "dataset" / "train_images.npy").write_bytes(b""),

@@ -11,5 +11,6 @@ server          the HTTP interface and who may use it
 static/         the page: plain ES modules, no build step, nothing from the network
 
 The page gets a few numbers per image once, as binary columns, and does the rest itself; pictures
-and embeddings stay memory-mapped here. Of N images the server keeps some twenty bytes each.
+and embeddings stay memory-mapped here. What the server keeps of N images are their names and a few
+numbers each.
 """

@@ -8,9 +8,12 @@ another program), nothing is written and the present state is handed back.
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitdc.artifacts.annotations import Annotations, Name
@@ -53,10 +56,10 @@ class OutdatedError(Exception):
 class Corrections:
     """The annotations of a run, on disk."""
 
-    def __init__(self, images: Collection) -> None:
+    def __init__(self, images: Collection, *, cache: Path) -> None:
         self._images = images
+        self._lock_file = cache / "annotations.lock"
         self._path = Annotations.path_for(images.run.results)
-        self._lock = threading.Lock()
         self.load()  # what is wrong with the file is to be said before the page opens
 
     def load(self) -> Annotations:
@@ -79,13 +82,26 @@ class Corrections:
             InputError: The patch names clusters or images that do not exist, or merges in a circle.
         """
         self._check(patch)
-        with self._lock:
+        with self._alone():
             before = self.load()
             if _revision(before) != revision:
                 raise OutdatedError
             after, undo = self._patched(before, patch)
             after.save(self._path)
         return self._describe(after), undo
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other thread or program changes the file, and keep them waiting."""
+        lock = FileLock(self._lock_file)  # it stays: deleting it would let two in
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise InputError(f"{self._lock_file}: cannot be locked: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _check(self, patch: Patch) -> None:
         num_clusters = len(self._images.run.clustering.centroids)

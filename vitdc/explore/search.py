@@ -76,7 +76,7 @@ class Strangers:
         return Predictor.load(self._images.run.results)
 
     def look_up(self, file: bytes, *, count: int) -> Stranger:
-        """Decode an image file as `prepare` does, and find its cluster and the images like it.
+        """Decode an image file as `vitdc predict` does; find its cluster and the images like it.
 
         Raises:
             InputError: It is no image that can be decoded.

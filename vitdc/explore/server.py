@@ -2,7 +2,7 @@
 
 Everything is served from here, so the page needs no network (Content-Security-Policy 'self'). There
 is no login; what keeps other web pages out are the address (loopback), the Host header (a foreign
-name that points to 127.0.0.1 is refused) and, where something is written, the Origin header.
+name that points to 127.0.0.1 is refused), Sec-Fetch-Site and, where something is written, Origin.
 
 A page may still be open when another run is served at the same address. So it says with every
 request which clusters it shows, and gets nothing of others.
@@ -18,26 +18,28 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from vitdc import __version__
-from vitdc.errors import InputError
+from vitdc.errors import InputError, one_line
 from vitdc.explore import exporting
 from vitdc.explore.collection import Collection
 from vitdc.explore.corrections import Corrections, OutdatedError, Patch
 from vitdc.explore.layout import MapMaker, Progress
 from vitdc.explore.search import Neighbours, Strangers, nearest
-from vitdc.explore.thumbnails import MAX_STRIP, Thumbnails, encode
+from vitdc.explore.thumbnails import MAX_STRIP, Thumbnails, encode, tile_side
 from vitdc.prediction import unsure_limit
 
 STATIC = Path(__file__).parent / "static"
 MAX_UPLOAD = 64 * 2**20
 FOREVER = "public, max-age=31536000, immutable"
+CONTENTS = ("/api/", "/tiles/", "/images/", "/export/")  # the rest is the same for everybody
 OTHER_RUN = "another run is served here now; reload the page"
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none';"
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -57,11 +59,11 @@ def create_app(images: Collection, *, cache: Path, hosts: set[str]) -> FastAPI:
 
     Args:
         images: What it shows.
-        cache: Directory for thumbnails and the map; exists.
+        cache: Directory for thumbnails, the map and a lock; exists.
         hosts: The values of the Host header that are answered, e.g. "127.0.0.1:8790".
     """
     app = FastAPI(title="vitdc explore", docs_url=None, redoc_url=None, openapi_url=None)
-    corrections = Corrections(images)
+    corrections = Corrections(images, cache=cache)
     _add_guard(app, hosts, clustering=images.run.clustering_digest)
     _add_errors(app)
     _add_columns(app, images, MapMaker(images, cache))
@@ -78,6 +80,9 @@ def _add_guard(app: FastAPI, hosts: set[str], *, clustering: str) -> None:
     def refusal(request: Request) -> Response | None:
         if request.headers.get("host") not in hosts:
             return JSONResponse({"error": "this address is not mine"}, 421)
+        asked_by = request.headers.get("sec-fetch-site", "none")  # "none" is a person
+        if request.url.path.startswith(CONTENTS) and asked_by not in ("same-origin", "none"):
+            return JSONResponse({"error": "only this page may see this"}, 403)
         writes = request.method not in ("GET", "HEAD")
         if writes and request.headers.get("origin") not in origins:
             return JSONResponse({"error": "only this page may change anything"}, 403)
@@ -100,6 +105,12 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     async def wrong_input(_: Request, error: InputError) -> Response:
         return JSONResponse({"error": str(error)}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_request(_: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"][1:])
+        return JSONResponse({"error": one_line(f"{where}: {problem['msg']}")}, 422)
 
 
 def _add_columns(app: FastAPI, images: Collection, map_maker: MapMaker) -> None:
@@ -227,7 +238,6 @@ def _add_corrections(app: FastAPI, images: Collection, corrections: Corrections)
 def describe(images: Collection) -> dict[str, Any]:
     """What the page needs before it draws anything."""
     run = images.run
-    height, width, channels = run.dataset.image_shape
     limit = unsure_limit(run.clustering)
     return {
         "version": __version__,
@@ -240,8 +250,8 @@ def describe(images: Collection) -> dict[str, Any]:
         "num_clusters": len(run.clustering.centroids),
         "class_names": run.dataset.class_names,
         "has_labels": bool((images.label >= 0).any()),
-        "image_shape": [height, width, channels],
-        "tile_side": min(height, width, 64),
+        "image_shape": list(run.dataset.image_shape),
+        "tile_side": tile_side(images),
         "unsure_limit": limit if math.isfinite(limit) else None,
         "best_round": run.best_round,
         "rounds": [asdict(row) for row in run.evaluation.rows],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 import threading
 import webbrowser
 from pathlib import Path
@@ -34,8 +35,7 @@ def serve(run: FinishedRun, *, port: int | None, open_browser: bool) -> None:
     """
     with listen(port) as listening:
         number = listening.getsockname()[1]
-        hosts = {f"{name}:{number}" for name in (ADDRESS, "localhost")}
-        app = create_app(Collection(run), cache=cache_directory(run), hosts=hosts)
+        app = create_app(Collection(run), cache=cache_directory(run), hosts=hosts_of(number))
         address = f"http://{ADDRESS}:{number}/"
         click.echo(f"explore {run.results} at {address} (Ctrl-C ends it)")
         if open_browser:
@@ -64,6 +64,12 @@ def listen(port: int | None) -> socket.socket:
         ) from None
 
 
+def hosts_of(port: int) -> set[str]:
+    """What browsers call this machine: they leave out the usual port of HTTP."""
+    names = {ADDRESS, "localhost"}
+    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+
+
 def cache_directory(run: FinishedRun) -> Path:
     """Where thumbnails and the map of these images are kept; may be deleted at any time.
 
@@ -74,6 +80,8 @@ def cache_directory(run: FinishedRun) -> Path:
     directory = root / "vitdc" / "explore" / run.dataset_digest[:16]
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
         raise InputError(
             f"{directory}: cannot be written: {error.strerror}; set XDG_CACHE_HOME to a directory"
