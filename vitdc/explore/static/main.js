@@ -179,7 +179,7 @@ class App {
         history.pushState(null, "", "#search");
         await this.navigate();
       }
-      this.view.lookUp(file);
+      this.view?.lookUp?.(file); // unless one went elsewhere meanwhile
     });
   }
 
