@@ -23,7 +23,7 @@ import pytest
 import toys
 import yaml
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect
+from playwright.sync_api import Browser, Locator, Page, Playwright, Route, expect
 from toys import ToyRun
 
 from vitdc.artifacts.annotations import Annotations
@@ -730,6 +730,9 @@ def test_the_map_comes_back_when_the_graphics_card_was_lost(
 
 def test_moves_say_from_where_to_where(open_page: Callable[..., Page]) -> None:
     page = open_page("moves")
+    rounds = page.get_by_role("group", name="Rounds").get_by_role("button")
+    values = rounds.evaluate_all("(buttons) => buttons.map((button) => button.dataset.value)")
+    assert len(set(values)) == len(values) > 0
     expect(page.locator(".heading")).to_contain_text("changed cluster from round 0")
     page.get_by_role("button", name="0 → 1").click()
     expect(page.locator(".heading")).to_contain_text("from round 0 to round 1")
@@ -830,18 +833,37 @@ def test_an_address_of_no_image_says_so(
     )
 
 
-def test_a_file_can_be_dropped_anywhere(open_page: Callable[..., Page], tmp_path: Path) -> None:
+DROP = """async (name) => {
+    const canvas = Object.assign(document.createElement("canvas"), {width: 16, height: 16});
+    canvas.getContext("2d").fillRect(4, 4, 8, 8);
+    const data = new DataTransfer();
+    const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+    data.items.add(new File([blob], name, {type: "image/png"}));
+    window.dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true}));
+}"""
+
+
+def test_a_file_can_be_dropped_anywhere(open_page: Callable[..., Page]) -> None:
     page = open_page("clusters/0")
-    page.evaluate("""async () => {
-        const canvas = Object.assign(document.createElement("canvas"), {width: 16, height: 16});
-        canvas.getContext("2d").fillRect(4, 4, 8, 8);
-        const data = new DataTransfer();
-        const blob = await new Promise((resolve) => canvas.toBlob(resolve));
-        data.items.add(new File([blob], "dropped.png", {type: "image/png"}));
-        window.dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true}));
-    }""")
+    page.evaluate(DROP, "dropped.png")
     expect(page.locator(".query")).to_contain_text("dropped.png")
     expect(tiles(page).first).to_be_visible()
+
+
+def test_of_two_files_the_last_is_shown_whichever_is_found_first(
+    open_page: Callable[..., Page],
+) -> None:
+    page = open_page("search")
+    held: list[Route] = []
+    page.route("**/api/look-up", lambda r: r.continue_() if held else held.append(r))
+    page.evaluate(DROP, "first.png")
+    expect(page.locator(".query")).to_contain_text("Looking at first.png")
+    page.evaluate(DROP, "second.png")
+    expect(page.locator(".query")).to_contain_text("margin")
+    with page.expect_response("**/api/look-up"):
+        held[0].continue_()
+    page.evaluate(TWO_FRAMES)
+    expect(page.locator(".query .pairs")).to_contain_text("second.png")
 
 
 # --- the frame ------------------------------------------------------------------------------------
