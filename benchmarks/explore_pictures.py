@@ -1,8 +1,8 @@
 """The pictures of `vitdc explore` in the README, from the results of a run on the digits.
 
     apt-get install chromium
-    vitdc run --output outputs/digits
-    python benchmarks/explore_pictures.py outputs/digits/results
+    make demo
+    python benchmarks/explore_pictures.py results
 
 Writes docs/images/explore.png and docs/images/explore-map.png. Names are given to a copy of the
 results, and go with it.
@@ -81,9 +81,10 @@ def main() -> None:
     results = parser.parse_args().results
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         copy = Path(shutil.copytree(results, Path(directory) / "results"))
-        parts = ("--dataset", results / "../dataset", "--rounds", results / "../rounds")
+        for name in ("dataset", "rounds", "outputs"):  # where explore looks for them
+            (copy.parent / name).symlink_to(results.absolute().parent / name)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        with serving(copy, *map(str, parts)) as address:
+        with serving(copy) as address:
             page = open_page(browser, address)
             give_names(page)
             page.close()  # with its messages
