@@ -26,6 +26,7 @@ from vitdc import artifacts, cli, loop, steps
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
 from vitdc.data.decoding import num_cores
+from vitdc.data.s3 import Bucket
 from vitdc.errors import InputError
 from vitdc.inference import (
     Ahead,
@@ -463,6 +464,41 @@ def test_images_in_s3(folder_run: FolderRun, predict: Predict, s3_server: S3Serv
     assert "there is no such bucket" in refused(
         predict(folder_run.results, "s3://nowhere", *endpoint)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("s3_credentials")
+def test_objects_that_the_store_does_not_give_are_skipped(
+    folder_run: FolderRun,
+    predict: Predict,
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="partly")
+    for file in sorted((folder_run.images / "left").iterdir()):
+        client.upload_file(str(file), "partly", file.name)
+    secret = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject",
+              "Resource": "arn:aws:s3:::partly/003.png"}  # fmt: skip
+    policy = {"Version": "2012-10-17", "Statement": [secret]}
+    client.put_bucket_policy(Bucket="partly", Policy=json.dumps(policy))
+    listed = Bucket.names  # as if one had been deleted since
+    monkeypatch.setattr(Bucket, "names", lambda self: ["001.png", *listed(self)])
+    endpoint = ["--endpoint-url", s3_server.endpoint_url]
+    done = predict(folder_run.results, "s3://partly", *endpoint)
+    assert done.code == 1
+    assert len(done.rows) == 29
+    assert done.err.splitlines() == [
+        "skipped s3://partly/001.png: no such object any more",
+        "skipped s3://partly/003.png: access denied",
+        "vitdc: 2 of 31 images cannot be read and were skipped; all others are in the table",
+    ]
+    monkeypatch.setattr(Bucket, "names", lambda self: ["001.png"])
+    error = refused(predict(folder_run.results, "s3://partly", *endpoint))
+    assert "001.png: no such object any more; no image is readable" in error
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")  # of everything, not of one
+    error = refused(predict(folder_run.results, "s3://partly", *endpoint))
+    assert "the secret key is wrong" in error
 
 
 # --- batches -------------------------------------------------------------------------------------

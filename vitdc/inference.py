@@ -27,7 +27,7 @@ import numpy as np
 from vitdc import artifacts
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
-from vitdc.data.decoding import Pixels, decode_chunks, num_cores
+from vitdc.data.decoding import File, Pixels, decode_chunks, num_cores
 from vitdc.data.files import Store, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
@@ -120,7 +120,7 @@ class GivenFiles:
     def names(self) -> list[str]:
         return self.paths
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+    def files(self, names: Sequence[str]) -> Generator[File]:
         yield from names
 
 
@@ -229,7 +229,7 @@ def _names(listings: Iterable[Listing]) -> Iterator[list[str]]:
             yield [prefix + name for name in names[start : start + store.chunk_size]]
 
 
-def _files(listings: Iterable[Listing]) -> Iterator[list[str | bytes]]:
+def _files(listings: Iterable[Listing]) -> Iterator[list[File]]:
     for store, names, _ in listings:
         with closing(store.files(names)) as files:
             for start in range(0, len(names), store.chunk_size):

@@ -38,6 +38,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 DRAFT_FACTOR = 2
 PRELOADED = ["PIL.Image", "PIL.ImageOps", "vitdc.data.decoding"]  # by the server of the workers
 
+
+class Unreadable(NamedTuple):
+    """In the place of a file that its store would not give.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+
+File = str | bytes | Unreadable  # its path, its content, or why there is neither
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -143,11 +155,14 @@ def fit(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
+def decode_chunk(files: Iterable[File], pixels: Pixels) -> Decoded:
     """Decode a few files; those that cannot be are left out and explained."""
     images, problems = [], {}
     with _quiet_pillow():
         for position, file in enumerate(files):
+            if isinstance(file, Unreadable):
+                problems[position] = file.reason
+                continue
             try:
                 images.append(decode(file, pixels))
             except Exception as error:  # codecs raise anything on hostile bytes
@@ -156,7 +171,7 @@ def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
 
 
 def decode_chunks(
-    chunks: Iterable[Sequence[str | bytes]],
+    chunks: Iterable[Sequence[File]],
     pixels: Pixels,
     *,
     num_workers: int,
@@ -167,7 +182,7 @@ def decode_chunks(
     Close the iterator to end the processes early.
 
     Args:
-        chunks: Paths or contents of the files of each chunk.
+        chunks: The files of each chunk.
         pixels: What is wanted of every image.
         num_workers: Processes; with one, everything happens in this process.
         quick_start: Fork the processes of this and later calls from one that has imported what
@@ -186,7 +201,7 @@ def decode_chunks(
         num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
     )
 
-    def submit(files: Sequence[str | bytes]) -> Future[Decoded]:
+    def submit(files: Sequence[File]) -> Future[Decoded]:
         with _interrupts_held_back():  # in the process too that this may start
             return executor.submit(_decode_in_worker, files, pixels)
 
@@ -269,7 +284,7 @@ def _start_worker(stop: Event) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _decode_in_worker(files: Sequence[str | bytes], pixels: Pixels) -> Decoded:
+def _decode_in_worker(files: Sequence[File], pixels: Pixels) -> Decoded:
     return decode_chunk(takewhile(lambda _: not _stop.is_set(), files), pixels)
 
 

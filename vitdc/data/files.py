@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vitdc.config import DataConfig
-from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks, num_cores
+from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
@@ -53,8 +53,14 @@ class Store(Protocol):
     def origin(self) -> Mapping[str, str]:
         """As of `Source`; known when `names` have been listed."""
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
-        """The files themselves, in the order of `names`: a path or the content of each."""
+    def files(self, names: Sequence[str]) -> Generator[File]:
+        """The files themselves, in the order of `names`: a path or the content of each.
+
+        `Unreadable` stands for one that cannot be had while others can.
+
+        Raises:
+            InputError: The place cannot be reached, or knows nothing of whoever asks.
+        """
 
 
 class Layout(NamedTuple):
