@@ -290,6 +290,21 @@ def test_images_are_converted_only_if_the_parameters_say_so(fitted: DeepClusteri
         quick().fit([IMAGES[0], large[0]], [0, 1])
 
 
+def test_a_fitted_model_needs_its_parameters_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump({"data": {"image_size": 8}}))
+    large = toys.toy_images(LABELS, side=16)
+    model = quick(params="params.yaml").fit(large, LABELS)
+    expected = model.predict(large)
+    Path("params.yaml").unlink()
+    model.set_params(image_size=4, params=None)
+    for each in (model, pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(each.predict(large), expected)
+        assert len(each.predict(write_folder(tmp_path / "images"))) == 24
+
+
 def test_a_folder_is_predicted_in_the_order_of_its_names(
     fitted: DeepClustering, tmp_path: Path
 ) -> None:

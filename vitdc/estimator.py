@@ -225,7 +225,8 @@ class DeepClustering(
             history = self._train(params, work)
             fit = _collect(params, history, work, classes, whole=test is None)
             best = work / "rounds" / f"{fit.best_round:02d}"
-            self._set_fitted(fit, Predictor.load(best, params.compute), _origins(best))
+            predictor = Predictor.load(best, params.compute)
+            self._set_fitted(fit, predictor, params.data, _origins(best))
         return self
 
     def fit_predict(self, images: Any, labels: Any = None, **fit_arguments: Any) -> np.ndarray:
@@ -334,8 +335,10 @@ class DeepClustering(
         if self.verbose:
             print(summary.describe(artifact))
 
-    def _set_fitted(self, fit: Fit, predictor: Predictor, made_by: dict[str, Any]) -> None:
-        self._fit, self._made_by = fit, made_by
+    def _set_fitted(
+        self, fit: Fit, predictor: Predictor, data: DataConfig, made_by: dict[str, Any]
+    ) -> None:
+        self._fit, self._data, self._made_by = fit, data, made_by
         self._predictor = replace(predictor, clustering=_in_memory(predictor.clustering))
         self._n_features_out = predictor.clustering.centroids.shape[1]
         self.labels_ = fit.labels
@@ -408,8 +411,8 @@ class DeepClustering(
         return nmi
 
     def _batches(self, images: Any) -> Iterator[np.ndarray]:
-        """Stream images as the model takes them; converted only if the parameters say so."""
-        predictor, config = self.predictor_, self._parameters().data
+        """Stream images as the model takes them; converted only if it was fitted so."""
+        predictor, config = self.predictor_, self._data
         shape = predictor.image_shape
         if _is_place(images):
             place = _place(images, config)
@@ -459,8 +462,9 @@ class DeepClustering(
         knobs = {name: _common_value(params, places) for name, places in KNOBS.items()}
         values = {**knobs, "random_state": params.seed, "params": dict(fit.params), **parameters}
         estimator = cls(**values)
-        predictor = Predictor.load(directory, estimator._parameters().compute)
-        estimator._set_fitted(fit, predictor, _origins(directory))
+        given = estimator._parameters()
+        predictor = Predictor.load(directory, given.compute)
+        estimator._set_fitted(fit, predictor, given.data, _origins(directory))
         return estimator
 
     def __getstate__(self) -> dict[str, Any]:
