@@ -378,6 +378,20 @@ def test_fit_predict_and_fit_transform_are_fit_and_then_the_rest(fitted: DeepClu
     np.testing.assert_array_equal(toy().fit_transform(IMAGES, LABELS), fitted.transform(IMAGES))
 
 
+def test_images_and_labels_may_be_named(fitted: DeepClustering) -> None:
+    np.testing.assert_array_equal(fitted.predict(images=NEW), fitted.predict(NEW))
+    np.testing.assert_array_equal(fitted.transform(images=NEW), fitted.transform(NEW))
+    np.testing.assert_array_equal(fitted.distances(images=NEW), fitted.distances(NEW))
+    assert fitted.score(images=NEW, labels=LABELS[:9]) == fitted.score(NEW, LABELS[:9])
+    embedded = toy().fit_transform(images=IMAGES, labels=LABELS)
+    np.testing.assert_array_equal(embedded, fitted.transform(IMAGES))
+    np.testing.assert_array_equal(toy().fit_predict(images=IMAGES, labels=LABELS), fitted.labels_)
+    frame = toy().set_output(transform="pandas").fit_transform(images=IMAGES, labels=LABELS)
+    np.testing.assert_array_equal(frame.to_numpy(), embedded)
+    with pytest.raises(InputError, match="score: needs labels"):
+        make_pipeline(fitted).score(NEW)
+
+
 def test_distances_are_those_of_the_embeddings_to_the_centres(fitted: DeepClustering) -> None:
     difference = fitted.transform(NEW)[:, None] - fitted.cluster_centers_.astype(float)
     expected = np.sqrt((difference**2).sum(axis=2))

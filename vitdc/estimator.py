@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -393,7 +394,7 @@ class DeepClustering(
         parts = parts or [predictor.predict(np.empty((0, *predictor.image_shape), np.uint8))]
         return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def score(self, images: Any, labels: Any) -> float:
+    def score(self, images: Any, labels: Any = None) -> float:
         """NMI of the predicted clusters with the labels, in [0, 1]; unknown labels do not count.
 
         Raises:
@@ -493,6 +494,20 @@ class DeepClustering(
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _naming_images(method: Any) -> Any:
+    """Give the first argument its name back, which is X where `set_output` has wrapped a method."""
+
+    @wraps(method)
+    def named(self: DeepClustering, images: Any, *arguments: Any, **options: Any) -> Any:
+        return method(self, images, *arguments, **options)
+
+    return named
+
+
+for _name in ("transform", "fit_transform"):
+    setattr(DeepClustering, _name, _naming_images(getattr(DeepClustering, _name)))
 
 
 def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
