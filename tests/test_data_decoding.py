@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 from PIL import Image
 
 from vitdc.data.decoding import Pixels, decode, decode_chunk, decode_chunks, ordered_map
+from vitdc.errors import TrainingError
 
 RGB8 = Pixels(image_size=8, channels=3, max_pixels=10_000)
 GREY8 = Pixels(image_size=8, channels=1, max_pixels=10_000)
@@ -187,6 +191,26 @@ def test_chunks_come_back_in_order_whatever_the_number_of_processes(num_workers)
     decoded = [*decode_chunks(chunks, GREY8, num_workers=num_workers)]
     greys = np.concatenate([images[:, 0, 0, 0] for images, _ in decoded])
     assert greys.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("quick_start", [False, True])
+def test_a_killed_process_is_one_line(tmp_path, quick_start):
+    """As the kernel kills one when memory runs out."""
+    silent = tmp_path / "silent.png"
+    os.mkfifo(silent)  # whoever reads it waits
+    chunks = [[str(silent)]] * 3
+    decoded = decode_chunks(chunks, GREY8, num_workers=2, quick_start=quick_start)
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_a_child)
+        with pytest.raises(TrainingError, match="a process that decodes images was killed"):
+            next(decoded)
+        killed.result()
+
+
+def kill_a_child() -> None:
+    while not (children := multiprocessing.active_children()):
+        time.sleep(0.01)
+    children[0].kill()
 
 
 def test_workers_import_nothing_heavy():

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -243,6 +243,29 @@ def test_results_are_written_while_files_are_still_read(
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 128 + signal.SIGPIPE
+
+
+def in_a_process(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`vitdc predict` in a process of its own, which runs some code before."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command = [sys.executable, "-c", f"{code}\n{MAIN}", "predict", *map(str, arguments)]
+    return subprocess.run(
+        command, stderr=subprocess.PIPE, env=environment, text=True, check=False, **options
+    )
+
+
+def test_a_full_disk_is_one_line(folder_run: FolderRun, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = in_a_process("", folder_run.results, folder_run.images, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "vitdc: standard output: cannot be written: No space left on device\n"
+
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    table = tmp_path / "table.csv"
+    done = in_a_process(limited, folder_run.results, folder_run.images, "--output", table)
+    assert done.returncode == 1
+    assert done.stderr == f"vitdc: {table}: cannot be written: File too large\n"
+    assert not list(tmp_path.iterdir())
 
 
 # --- names of clusters ---------------------------------------------------------------------------

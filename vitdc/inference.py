@@ -13,6 +13,7 @@ import csv
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -319,6 +320,18 @@ def predict_files(
             yield batch, predictor.predict(batch.images)
 
 
+class WriteError(Exception):
+    """The table cannot be written any further.
+
+    Attributes:
+        error: Why.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def write_rows(
     file: TextIO,
     results: Iterable[tuple[Batch, Prediction]],
@@ -338,25 +351,33 @@ def write_rows(
 
     Raises:
         InputError: No image is readable.
+        WriteError: `file` takes no more.
     """
-    counts, writer = Counts(), csv.writer(file, lineterminator="\n")
-    unsaid = list[tuple[str, str]]()  # if no image is readable, that is all there is to say
+    counts = Counts()
+    unsaid = deque[tuple[str, str]]()  # if no image is readable, that is all there is to say
     for batch, prediction in results:
         if batch.names and not counts.written:
-            writer.writerow(HEADER)
-        writer.writerows(_rows(batch.names, prediction, annotations))
-        file.flush()
+            _write(file, [HEADER])
+        _write(file, _rows(batch.names, prediction, annotations))
         counts.written += len(batch.names)
         counts.unreadable += len(batch.problems)
         unsaid += batch.problems
         while counts.written and unsaid:
-            on_unreadable(*unsaid.pop(0))
+            on_unreadable(*unsaid.popleft())
         on_progress(len(batch.names) + len(batch.problems))
     if unsaid:
         name, reason = unsaid[0]
         more = f" (and {len(unsaid) - 1} more)" if len(unsaid) > 1 else ""
         raise InputError(f"{name}: {reason}{more}; no image is readable")
     return counts
+
+
+def _write(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    try:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        file.flush()
+    except OSError as error:
+        raise WriteError(error) from error
 
 
 def _rows(

@@ -103,6 +103,7 @@ def command(
     from vitdc.config import ComputeConfig
     from vitdc.data.decoding import num_cores
     from vitdc.inference import (
+        WriteError,
         default_threads,
         find_model,
         list_images,
@@ -141,8 +142,8 @@ def command(
                 ),
                 on_progress=progress.update,
             )
-        except BrokenPipeError:
-            _end_quietly()
+        except WriteError as failure:
+            _give_up(file, output, failure.error)
     if counts.unreadable:
         click.echo(
             f"vitdc: {counts.unreadable} of {total} images cannot be read and were skipped; all"
@@ -163,7 +164,12 @@ def _open(output: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def _end_quietly() -> NoReturn:
-    """End as a program does whose reader has had enough (`| head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
-    sys.exit(128 + signal.SIGPIPE)
+def _give_up(file: TextIO, output: Path | None, error: OSError) -> NoReturn:
+    """End without a table, quietly if its reader has had enough (`| head`)."""
+    from vitdc.errors import TrainingError
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is still buffered
+    if isinstance(error, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)
+    where = "standard output" if output is None else output
+    raise TrainingError(f"{where}: cannot be written: {error.strerror}")

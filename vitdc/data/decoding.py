@@ -19,12 +19,15 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+
+from vitdc.errors import TrainingError
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -188,6 +191,9 @@ def decode_chunks(
         quick_start: Fork the processes of this and later calls from one that has imported what
             they need. Only for threads beside the main one: Ctrl-C may interrupt the main thread
             while a process is being forked for it, which would then complain.
+
+    Raises:
+        TrainingError: A process was killed.
     """
     if num_workers == 1:
         yield from (decode_chunk(files, pixels) for files in chunks)
@@ -207,6 +213,11 @@ def decode_chunks(
 
     try:
         yield from ordered_map(submit, chunks, ahead=2 * num_workers)
+    except BrokenProcessPool:
+        raise TrainingError(
+            "a process that decodes images was killed; if there was too little memory for it, use"
+            " fewer cores (taskset) or smaller images"
+        ) from None
     finally:
         stop.set()  # chunks that the executor has handed out cannot be cancelled any more
         executor.shutdown(cancel_futures=True)
