@@ -166,7 +166,7 @@ def test_files_folders_and_lists_come_in_the_order_they_are_named(
 ) -> None:
     one = folder_run.images / "right" / "001.png"
     listed = [folder_run.images / "left" / f"{index:03}.png" for index in (6, 3)]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{path}\n" for path in listed)))
+    monkeypatch.setattr(sys, "stdin", lines(*listed))
     done = predict(folder_run.results, one, "-", f"{folder_run.images}/bottom/")
     names = [row["image"] for row in done.rows]
     assert names[:3] == [str(one), *map(str, listed)]
@@ -193,6 +193,33 @@ def test_unreadable_files_are_listed_and_all_others_written(
     assert last == (
         "vitdc: 3 of 93 images cannot be read and were skipped; all others are in the table"
     )
+
+
+def lines(*paths: object) -> io.TextIOWrapper:
+    """Standard input with a path on every line."""
+    return io.TextIOWrapper(io.BytesIO(b"".join(os.fsencode(f"{path}\n") for path in paths)))
+
+
+def test_names_that_are_no_text_are_listed_and_all_others_written(
+    folder_run: FolderRun, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", os.fsdecode(b"caf\xe9.png"), "caf\u00e9.png"):
+        shutil.copy(folder_run.images / "left" / "003.png", tmp_path / name)
+    monkeypatch.setattr(sys, "stdin", lines(*sorted(tmp_path.iterdir())))
+    for images in (tmp_path, "-"):
+        done = predict(folder_run.results, images)
+        assert done.code == 1
+        names = [Path(row["image"]).name for row in done.rows]
+        assert names == ["a.png", "caf\u00e9.png"]
+        assert done.err.splitlines() == [
+            f"skipped {tmp_path}/caf\\xe9.png: its name is not UTF-8; rename it",
+            "vitdc: 1 of 3 images cannot be read and were skipped; all others are in the table",
+        ]
+    alone = os.fsdecode(b"caf\xe9.png")
+    error = refused(predict(folder_run.results, tmp_path / alone))
+    assert "/caf\\xe9.png: its name is not UTF-8; rename it; no image is readable" in error
+    monkeypatch.setattr(sys, "stdin", lines())
+    assert "standard input: names no images" in refused(predict(folder_run.results, "-"))
 
 
 def test_a_table_in_a_file_is_whole_although_files_were_skipped(
@@ -585,6 +612,14 @@ def test_a_listing_may_hold_names_of_several_places(write_images: toys.WriteImag
         [f"{one}/b.png"],
         [f"{two}/a.png"],
     ]
+
+
+def test_files_in_a_row_are_one_place(write_images: toys.WriteImages) -> None:
+    folder = write_images(*(f"{index:03}.png" for index in range(200)))
+    files = sorted(map(str, folder.iterdir()))
+    found = list_images([*files[:150], str(folder), *files[150:]])
+    assert [len(each.names) for each in found] == [150, 200, 50]
+    assert [*found[0].names, *found[2].names] == files
 
 
 def test_only_a_large_model_takes_all_cores(tmp_path: Path) -> None:

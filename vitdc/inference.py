@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Semaphore, Thread
@@ -28,7 +28,7 @@ import numpy as np
 from vitdc import artifacts
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
-from vitdc.data.decoding import File, Pixels, decode_chunks, num_cores
+from vitdc.data.decoding import File, Pixels, Unreadable, decode_chunks, num_cores
 from vitdc.data.files import Store, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
@@ -39,6 +39,7 @@ MODEL_SCHEMES = ("models:/", "runs:/")  # of MLflow
 HEADER = ("image", "cluster", "name", "distance", "margin", "unsure")
 BATCH_VALUES = 2**24  # pixels times channels of a batch, at most
 BATCHES_AHEAD = 2  # decoded and waiting for the model
+NOT_UTF8 = Unreadable("its name is not UTF-8; rename it")  # the table could not hold it
 SMALL_MODEL = 4 * 2**20  # bytes of weights, about a million parameters
 
 Item = TypeVar("Item")
@@ -130,13 +131,21 @@ def list_images(inputs: Iterable[str], *, endpoint_url: str | None = None) -> li
 
     Args:
         inputs: Files, folders, s3://bucket/prefix; "-" reads paths of files from standard input.
-            Folders and buckets are searched as `prepare` does, whatever folders are in them.
+            Files in a row are one place. Folders and buckets are searched as `prepare` does,
+            whatever folders are in them.
         endpoint_url: S3-compatible store; None means AWS.
 
     Raises:
         InputError: One is not there, may not be read or holds no images.
     """
-    return [_list(name, endpoint_url) for name in inputs]
+    listings = list[Listing]()
+    found = (_list(name, endpoint_url) for name in inputs)
+    for given, group in groupby(found, key=lambda each: isinstance(each.store, GivenFiles)):
+        if given:  # a thousand files are not a thousand tasks
+            listings.append(_given([name for each in group for name in each.names]))
+        else:
+            listings.extend(group)
+    return listings
 
 
 def _list(name: str, endpoint_url: str | None) -> Listing:
@@ -144,7 +153,10 @@ def _list(name: str, endpoint_url: str | None) -> Listing:
         bucket = Bucket.open(name, endpoint_url=endpoint_url)
         return Listing(bucket, select_images(bucket.names(), bucket.location), bucket.location)
     if name == "-":
-        return _given([line.rstrip("\r\n") for line in sys.stdin if line.strip()])
+        lines = sys.stdin.buffer.readlines()  # names of files need not be text
+        if paths := [os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip()]:
+            return _given(paths)
+        raise InputError("standard input: names no images; write one path on every line")
     try:
         Path(name).stat()
     except OSError as error:
@@ -158,13 +170,6 @@ def _list(name: str, endpoint_url: str | None) -> Listing:
 
 
 def _given(paths: list[str]) -> Listing:
-    if not paths:
-        raise InputError("standard input: names no images; write one path on every line")
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{path!a}: the name is not valid UTF-8; rename the file") from None
     return Listing(GivenFiles(paths), paths, "")
 
 
@@ -214,7 +219,7 @@ def read_batches(
     decoding = decode_chunks(_files(listings), pixels, num_workers=workers, quick_start=True)
     with closing(decoding) as results:
         for chunk, decoded in zip(_names(listings), results, strict=True):
-            problems += [(chunk[i], reason) for i, reason in decoded.problems.items()]
+            problems += [(_shown(chunk[i]), reason) for i, reason in decoded.problems.items()]
             names += [name for i, name in enumerate(chunk) if i not in decoded.problems]
             images.append(decoded.images)
             if len(names) + len(problems) >= batch_size:
@@ -231,10 +236,25 @@ def _names(listings: Iterable[Listing]) -> Iterator[list[str]]:
 
 
 def _files(listings: Iterable[Listing]) -> Iterator[list[File]]:
-    for store, names, _ in listings:
-        with closing(store.files(names)) as files:
-            for start in range(0, len(names), store.chunk_size):
-                yield list(islice(files, min(store.chunk_size, len(names) - start)))
+    """Chunk by chunk, as `_names`."""
+    for listing in listings:
+        with closing(listing.store.files(listing.names)) as files:
+            for names in _names([listing]):
+                chunk = zip(names, islice(files, len(names)), strict=True)
+                yield [file if _is_text(name) else NOT_UTF8 for name, file in chunk]
+
+
+def _shown(name: str) -> str:
+    """A name that any terminal takes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Ahead(Generic[Item]):
