@@ -36,7 +36,7 @@ from vitdc.inference import (
     read_batches,
     wanted_pixels,
 )
-from vitdc.prediction import Predictor
+from vitdc.prediction import UNSURE_RATE, Predictor
 
 MAIN = "from vitdc.cli import main; main()"
 
@@ -348,6 +348,20 @@ def test_other_images_are_converted_or_refused(
 def test_a_model_of_images_that_are_not_square_is_refused() -> None:
     with pytest.raises(InputError, match="images of 8 x 9 pixels, and image files are fitted to"):
         wanted_pixels((8, 9, 1), convert=True)
+
+
+# --- what is unsure ------------------------------------------------------------------------------
+
+
+def test_a_rate_that_the_run_cannot_keep_is_one_line(
+    folder_run: FolderRun, predict: Predict
+) -> None:
+    error = refused(predict(folder_run.results, folder_run.images, "--unsure-rate", "0.001"))
+    assert "images of the run are too few for a rate of 0.001; ask for 0.01" in error
+
+
+def test_the_help_names_the_default_rate(predict: Predict) -> None:
+    assert f"[default: ({UNSURE_RATE});" in predict("--help").out
 
 
 # --- wrong input ---------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitdc import steps
-from vitdc.artifacts import Dataset
+from vitdc.artifacts import Clustering, Dataset, SplitClustering
 from vitdc.config import Params
 from vitdc.data.arrays import read_idx, resized
-from vitdc.prediction import Predictor
+from vitdc.errors import InputError
+from vitdc.prediction import Predictor, unsure_limit
 from vitdc.typicality import atypicality, describe, fit, leave_one_out, limit, thumbnails
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -159,8 +162,37 @@ def test_a_lower_rate_calls_fewer_images_unsure(toy_run: toys.ToyRun) -> None:
         for rate in (0.03, 0.2, 0.6)
     ]
     assert shares == sorted(set(shares))
-    never = Predictor.load(toy_run.results, toys.COMPUTE, unsure_rate=0.001)
-    assert never.unsure_limit == math.inf
+
+
+def split_of(atypicality: np.ndarray) -> SplitClustering:
+    zeros = np.zeros(len(atypicality))
+    return SplitClustering(zeros.astype(np.int64), zeros, atypicality)
+
+
+def test_a_rate_is_kept_by_as_many_images_as_it_needs_or_refused(
+    toy_run: toys.ToyRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def found(num_train: int, num_test: int, rate: float | None = None) -> float:
+        own = Clustering.load(toy_run.results / "model" / "clustering")
+        train, test = np.arange(num_train) + 1.0, np.arange(num_test) + 10_001.0
+        return unsure_limit(replace(own, train=split_of(train), test=split_of(test)), rate=rate)
+
+    close = functools.partial(pytest.approx, rel=2e-5)
+    assert found(5000, 100) == close(10_000 + 96)  # those that were held out
+    assert found(5000, 99) == close(4751)
+    assert found(5000, 999, rate=0.001) == close(10_000 + 999)
+    assert found(5000, 998, rate=0.001) == close(4996)
+    assert not caplog.records
+    with pytest.raises(
+        InputError, match=r"unsure: 900 images of the run are too few for a rate of 0\.001; ask for"
+        r" 0\.0012 or more$",
+    ):  # fmt: skip
+        found(900, 300, rate=0.001)
+    assert found(900, 300, rate=0.0012) == close(900)
+    assert found(10, 5) == math.inf
+    assert [record.getMessage() for record in caplog.records] == [
+        "unsure: 10 images of the run are too few for a rate of 0.05, so no image is called unsure"
+    ]
 
 
 @pytest.mark.slow

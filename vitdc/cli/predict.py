@@ -39,8 +39,7 @@ import click
 @click.option(
     "--unsure-rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.05,
-    show_default=True,
+    show_default="0.05",
     help="Share of ordinary images that may be called unsure.",
 )
 @click.option("--endpoint-url", metavar="URL", help="S3-compatible store; by default AWS.")
@@ -63,7 +62,7 @@ def command(
     output: Path | None,
     names: Path | None,
     convert: bool,
-    unsure_rate: float,
+    unsure_rate: float | None,
     endpoint_url: str | None,
     device: str,
     num_threads: int | None,
@@ -88,8 +87,9 @@ def command(
     training images of its cluster, in units of how much these vary (Mahalanobis distance). An image
     is unsure if it lies farther off than 95% of the images that the run held out, so about one
     ordinary image in 20 is; --unsure-rate changes that. If the run held out fewer than 100 images,
-    its training images are asked, each compared with all the others. It tells images unlike
-    anything in training; for one between two clusters look at the margin.
+    or fewer than the rate needs (99 for 0.01), its training images are asked, each compared with
+    all the others. It tells images unlike anything in training; for one between two clusters look
+    at the margin.
 
     Files that cannot be read are listed on standard error and left out; the exit code is 1 then.
     """
