@@ -211,6 +211,18 @@ def test_the_registered_model_answers_as_the_predictor(
     assert caught.value.get_http_status_code() == 400
 
 
+def test_a_row_is_one_image(model: tuple[str, Path], images: np.ndarray) -> None:
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    loaded = mlflow.pyfunc.load_model(str(model[1]))
+    text = as_text(images[0])
+    assert len(loaded.predict(pd.DataFrame({"image": [[text, text]]}))) == 2  # MLflow's doing
+    for wrong, shape in (([], 0), ([text, text], 2)):
+        with pytest.raises(MlflowException, match=rf"^image 1: pixels of shape \({shape},\)"):
+            loaded.predict(pd.DataFrame({"image": [text, wrong, text]}))
+
+
 @pytest.fixture(scope="module")
 def service(model: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow models serve` on the registered model. Yields the address of its invocations."""
