@@ -339,6 +339,13 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
+def test_no_file_checks_a_model_of_images_that_are_not_square(tmp_path: Path) -> None:
+    files = pictures(tmp_path / "images")
+    for images in (files[0], tmp_path / "images"):
+        with pytest.raises(InputError, match="squares"):
+            export.read_images(images, (4, 8, 3))
+
+
 def wrong_places(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "photos").mkdir()

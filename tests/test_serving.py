@@ -160,6 +160,12 @@ def test_the_second_distance_of_one_cluster_is_none(
     assert [(row["second_distance"], row["margin"]) for row in rows] == [(None, 1.0)] * 2
 
 
+def test_a_model_of_images_that_are_not_square_is_refused(predictor: Predictor) -> None:
+    checkpoint = replace(predictor.checkpoint, image_shape=(8, 9, 1))
+    with pytest.raises(InputError, match="the model takes images of 8 x 9 pixels, and image files"):
+        Service(replace(predictor, checkpoint=checkpoint))
+
+
 def test_threads_that_ask_at_once_get_their_own_answers(
     images: np.ndarray, predictor: Predictor, expected: pd.DataFrame
 ) -> None:
