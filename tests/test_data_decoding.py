@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,32 @@ def test_pillows_own_bomb_warning_stays_silent_and_its_limit_untouched(monkeypat
     assert len(images) == 1
     assert not problems
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_pillow_stays_silent_until_the_last_thread_is_done(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    large, before = encoded(Image.new("L", (8, 8)), "PNG"), warnings.filters[:]
+    first_is_in, first_may_go = threading.Event(), threading.Event()
+
+    def slowly():
+        first_is_in.set()
+        assert first_may_go.wait(60)
+        yield large
+
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(decode_chunk, slowly(), GREY8)
+        assert first_is_in.wait(60)
+
+        def meanwhile():
+            first_may_go.set()
+            first.result()
+            yield large  # the first thread has ended while this one is at work
+
+        images, problems = decode_chunk(meanwhile(), GREY8)
+    assert (len(images), problems) == (1, {})
+    assert first.result().problems == {}
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert warnings.filters == before
 
 
 def test_input_is_read_only_a_bounded_way_ahead():

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -161,7 +161,7 @@ def fit(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
 def decode_chunk(files: Iterable[File], pixels: Pixels) -> Decoded:
     """Decode a few files; those that cannot be are left out and explained."""
     images, problems = [], {}
-    with _quiet_pillow():
+    with _quiet_pillow:
         for position, file in enumerate(files):
             if isinstance(file, Unreadable):
                 problems[position] = file.reason
@@ -250,19 +250,35 @@ def ordered_map(
             future.cancel()
 
 
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Switch Pillow's own size limit and warnings off: `max_pixels` and `problems` replace them."""
-    from PIL import Image
+class _QuietPillow:
+    """Switches Pillow's own size limit and warnings off: `max_pixels` and `problems` replace them.
 
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    Both belong to the whole process, so the first thread that decodes switches them off, and the
+    last one on.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._undo = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        from PIL import Image
+
+        with self._lock:
+            if self._threads == 0:
+                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                Image.MAX_IMAGE_PIXELS = None
+                self._undo.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                self._undo.close()
+
+
+_quiet_pillow = _QuietPillow()
 
 
 def _reason(error: Exception) -> str:
