@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -270,6 +271,50 @@ def test_results_are_written_while_files_are_still_read(
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_waits_for_no_file(folder_run: FolderRun, tmp_path: Path) -> None:
+    """Not even for one that never comes; a terminal sends it to all processes of the command."""
+    silent = tmp_path / "silent.png"
+    os.mkfifo(silent)
+    files = [silent, *sorted((folder_run.images / "left").iterdir()) * 5]
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "predict", folder_run.results, *files],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        text=True,
+        start_new_session=True,
+    )
+    writer = open_for_writing(silent)  # somebody reads it now
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    os.close(writer)
+    assert (process.returncode, out) == (130, "")
+    assert err.strip() == "vitdc: interrupted; nothing half-written is left"
+    deadline = time.monotonic() + 60
+    while is_group_alive(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def open_for_writing(pipe: Path) -> int:
+    """Wait until somebody reads a named pipe."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def is_group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def in_a_process(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,7 @@ import numpy as np
 from vitdc import artifacts
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
-from vitdc.data.decoding import File, Pixels, Unreadable, decode_chunks, num_cores
+from vitdc.data.decoding import File, Pixels, Stop, Unreadable, decode_chunks, num_cores
 from vitdc.data.files import Store, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
@@ -206,19 +206,26 @@ class Batch(NamedTuple):
 
 
 def read_batches(
-    listings: Sequence[Listing], pixels: Pixels, *, batch_size: int, num_workers: int
+    listings: Sequence[Listing],
+    pixels: Pixels,
+    *,
+    batch_size: int,
+    num_workers: int,
+    stop: Stop | None = None,
 ) -> Generator[Batch]:
     """Decode all images, in order; the last batch may be smaller, others a little larger.
 
     A single chunk is decoded in this process: starting another one takes longer. Run it in a thread
-    (`Ahead`), because it starts processes that way.
+    (`Ahead`), because it starts processes that way. What comes after `stop` is not whole.
     """
     num_chunks = sum(math.ceil(len(each.names) / each.store.chunk_size) for each in listings)
     names, images, problems = list[str](), list[np.ndarray](), list[tuple[str, str]]()
     workers = min(num_workers, num_chunks)
-    decoding = decode_chunks(_files(listings), pixels, num_workers=workers, quick_start=True)
+    decoding = decode_chunks(
+        _files(listings), pixels, num_workers=workers, quick_start=True, stop=stop
+    )
     with closing(decoding) as results:
-        for chunk, decoded in zip(_names(listings), results, strict=True):
+        for chunk, decoded in zip(_names(listings), results, strict=False):  # fewer after `stop`
             problems += [(_shown(chunk[i]), reason) for i, reason in decoded.problems.items()]
             names += [name for i, name in enumerate(chunk) if i not in decoded.problems]
             images.append(decoded.images)
@@ -261,13 +268,24 @@ class Ahead(Generic[Item]):
     """Draws items from a generator in a thread, a bounded way ahead of who iterates over this.
 
     The thread starts with the block and ends with it, and closes the generator.
+
+    Args:
+        items: The generator.
+        limit: How many items it may be ahead.
+        on_stop: Called at the end of the block, before it waits for the item that is being made.
     """
 
-    def __init__(self, items: Generator[Item], *, limit: int) -> None:
-        self._items, self._room = items, Semaphore(limit)
+    def __init__(
+        self,
+        items: Generator[Item],
+        *,
+        limit: int,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._items, self._room, self._on_stop = items, Semaphore(limit), on_stop
         self._results: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
         self._stopped = False
-        self._thread = Thread(target=self._draw)
+        self._thread = Thread(target=self._draw, daemon=True)  # a second Ctrl-C does not wait
 
     def __enter__(self) -> Iterator[Item]:
         self._thread.start()
@@ -275,6 +293,7 @@ class Ahead(Generic[Item]):
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
+        self._on_stop()
         self._room.release()
         self._thread.join()
 
@@ -333,8 +352,11 @@ def predict_files(
     """
     values = pixels.image_size**2 * pixels.channels
     batch_size = max(1, min(batch_size, BATCH_VALUES // values))
-    batches = read_batches(listings, pixels, batch_size=batch_size, num_workers=num_workers)
-    with Ahead(batches, limit=BATCHES_AHEAD) as ready:
+    stop = Stop()
+    batches = read_batches(
+        listings, pixels, batch_size=batch_size, num_workers=num_workers, stop=stop
+    )
+    with Ahead(batches, limit=BATCHES_AHEAD, on_stop=stop.set) as ready:
         predictor = load()
         for batch in ready:
             yield batch, predictor.predict(batch.images)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -131,6 +131,7 @@ def command(
     with (
         tqdm(total=total, desc="predict", unit=" images", disable=None) as progress,
         _open(output) as file,
+        closing(results),
     ):
         try:
             counts = write_rows(
