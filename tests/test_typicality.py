@@ -55,6 +55,30 @@ def test_it_is_the_mahalanobis_distance_to_the_cluster(
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
 
 
+def test_large_images_are_described_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, images, assignment = blobs(40, side=6)
+    expected = fit(embedding, images, assignment, num_clusters=3)
+    distances = atypicality(expected, embedding, images, assignment)
+    monkeypatch.setattr("vitdc.typicality.CHUNK_VALUES", 5 * 36 + 1)
+    sizes = []
+
+    def counting(images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return thumbnails(images)
+
+    monkeypatch.setattr("vitdc.typicality.thumbnails", counting)
+    found = fit(embedding, images, assignment, num_clusters=3)
+    again = atypicality(expected, embedding, images, assignment)
+    assert set(sizes) == {1, 5}  # one to learn the length of a description
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.whitening, expected.whitening, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(again, distances, rtol=1e-5)
+    monkeypatch.setattr("vitdc.typicality.CHUNK_VALUES", 1)  # not even one
+    np.testing.assert_allclose(
+        atypicality(expected, embedding, images, assignment), distances, rtol=1e-5
+    )
+
+
 def test_leaving_an_image_out_is_fitting_without_it() -> None:
     embedding, images, assignment = blobs(40)
     found = fit(embedding, images, assignment, num_clusters=3)
