@@ -177,12 +177,12 @@ class Predictor:
         centroids = self.clustering.centroids
         index = faiss.IndexFlatL2(centroids.shape[1])
         index.add(centroids)
-        nearest = index.search(embedding, min(2, len(centroids)))[1]  # (N, 1 or 2)
-        # computed directly: faiss's expanded form loses digits close to a centroid
-        distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
-        cluster, first = nearest[:, 0], distance[:, 0]
-        second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
         with limited_threads(self.compute.num_threads):
+            nearest = index.search(embedding, min(2, len(centroids)))[1]  # (N, 1 or 2)
+            # computed directly: faiss's expanded form loses digits close to a centroid
+            distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
+            cluster, first = nearest[:, 0], distance[:, 0]
+            second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
             found = atypicality(self.clustering.typicality, embedding, images, cluster)
         return Prediction(cluster, first, second, found > self.unsure_limit)
 
