@@ -334,6 +334,8 @@ def test_labels_may_be_strings_and_any_numbers(fitted: DeepClustering) -> None:
         model = toy().fit(IMAGES, labels)
         np.testing.assert_array_equal(model.labels_, fitted.labels_)
         assert model.classes_.tolist() == sorted(set(labels))
+    mixed = [np.str_("a"), "b", np.str_("c")]  # of a list that came from an array
+    same(toy().fit(IMAGES, [mixed[label] for label in LABELS]), fitted)
 
 
 def test_unknown_labels_are_minus_1_or_none() -> None:
