@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitdc import DeepClustering, cli, export
+from vitdc import DeepClustering, export
 from vitdc.artifacts import Annotations
 from vitdc.cli.export import FORMATS as CLI_FORMATS
 from vitdc.data.decoding import Pixels, decode
@@ -232,23 +230,6 @@ def test_not_a_number_is_a_difference() -> None:
 Vitdc = Callable[..., int]
 
 
-@pytest.fixture
-def vitdc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vitdc]:
-    """Runs the program in this process; gives the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["vitdc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0)
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-
-
 def test_the_command_knows_the_formats() -> None:
     assert tuple(FORMATS) == CLI_FORMATS
 
@@ -267,7 +248,12 @@ def test_a_results_directory_is_exported_with_the_names_of_its_clusters(
     assert found["cluster_names"] == ["", "lower left", ""]
     assert vitdc(*arguments) == 0  # an export of ours is replaced
     assert "checked on 64 random images (--images" in capsys.readouterr().out
+    names = ["--names", Annotations.path_for(Path("results"))]
+    assert vitdc("export", "results/model", *arguments[2:-1], "other", *names) == 0
+    assert toys.contents(Path("other")) == toys.contents(Path("out"))
     assert vitdc("export", "results/model", *arguments[2:-1], "other") == 0
+    found = json.loads(Path("other/preprocessing.json").read_text())
+    assert found["cluster_names"] == ["", "", ""]
 
 
 @pytest.mark.slow

@@ -104,20 +104,17 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> FolderRun:
 
 @pytest.fixture
 def predict(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    vitdc: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> Predict:
     """Runs the command in this process."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: object) -> Done:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["vitdc", "predict", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        signal.signal(signal.SIGTERM, handler)
-        return Done(int(caught.value.code or 0), *capsys.readouterr())
+        return Done(vitdc("predict", *arguments), *capsys.readouterr())
 
     return run
 
