@@ -19,6 +19,7 @@ import pytest
 import toys
 import yaml
 from PIL import Image
+from servers import S3Server
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -571,6 +572,32 @@ def test_what_is_saved_is_loaded_with_everything(fitted: DeepClustering, tmp_pat
     loaded.save(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "model")
     assert not [n for n in contents(tmp_path / "model") if n.endswith((".pkl", ".pt", ".joblib"))]
+
+
+def test_what_was_saved_does_not_depend_on_what_a_program_does_to_the_tables(
+    tmp_path: Path,
+) -> None:
+    model = quick().fit(IMAGES, LABELS)
+    model.save(tmp_path / "before")
+    model.labels_[:] = 0
+    model.rounds_[0].clear()
+    model.history_[0].clear()
+    model.save(tmp_path / "after")
+    assert contents(tmp_path / "before") == contents(tmp_path / "after")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("s3_credentials")
+def test_images_in_s3_are_those_of_the_folder(s3_server: S3Server, tmp_path: Path) -> None:
+    folder, client = write_folder(tmp_path / "images"), s3_server.client()
+    client.create_bucket(Bucket="estimator")
+    for file in folder.rglob("*.png"):
+        client.upload_file(str(file), "estimator", f"a/{file.relative_to(folder).as_posix()}")
+    data = {"image_size": 8, "channels": 1, "endpoint_url": s3_server.endpoint_url}
+    local = quick(params={"data": data}).fit(folder)
+    remote = quick(params={"data": data}).fit("s3://estimator/a")
+    same(remote, local)
+    np.testing.assert_array_equal(remote.predict("s3://estimator/a"), local.predict(folder))
 
 
 def test_two_batch_sizes_are_loaded_as_two(tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ class DeepClustering(
     Images are an array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of images or a
     torch Dataset of images or of pairs (image, class index), of uint8 or of floats in [0, 1]; or
     the path of a folder of image files, whose sub-folders are the classes, or an S3 address
-    `s3://bucket/prefix`. The module `vitdc.data.given` has the details.
+    `s3://bucket/prefix`. The module `vitdc.data.given` has the details. Image files are decoded in
+    processes of their own, so a script that gives a folder or an address to any method needs
+    `if __name__ == "__main__":`.
 
     Nothing is recorded in MLflow. Files of a working directory are removed after `fit`, unless
     `directory` names one to keep.
@@ -202,9 +204,6 @@ class DeepClustering(
 
     def fit(self, images: Any, labels: Any = None, *, test: tuple[Any, Any] | None = None) -> Self:
         """Train, cluster and retrain until the joint loss stops falling.
-
-        A script that fits a folder needs `if __name__ == "__main__":`, because image files are
-        decoded in processes of their own.
 
         Args:
             images: See the class.
@@ -342,13 +341,13 @@ class DeepClustering(
         self._fit, self._data, self._made_by = fit, data, made_by
         self._predictor = replace(predictor, clustering=_in_memory(predictor.clustering))
         self._n_features_out = predictor.clustering.centroids.shape[1]
-        self.labels_ = fit.labels
+        self.labels_ = np.array(fit.labels)
         self.image_names_ = np.array(fit.image_names, object)
         self.cluster_centers_ = np.array(predictor.clustering.centroids)
         self.image_shape_ = predictor.image_shape
         self.classes_ = np.array(fit.classes)
-        self.rounds_ = [vars(row) for row in fit.rows]
-        self.history_ = fit.history
+        self.rounds_ = [dict(vars(row)) for row in fit.rows]
+        self.history_ = [dict(row) for row in fit.history]
         self.best_round_ = fit.best_round
         self.stop_reason_ = fit.stop_reason
         self.n_iter_ = max(len(fit.rows) - 1, 0)
