@@ -167,11 +167,21 @@ def test_its_program_predicts_files_without_vitdc(
     found = predictor.predict(np.stack([decode(str(f), Pixels(8, 1, 10**6)) for f in files]))
     assert [row["image"] for row in rows] == [str(file) for file in files]
     assert [int(row["cluster"]) for row in rows] == found.cluster.tolist()
-    assert [row["unsure"] == "True" for row in rows] == found.unsure.tolist()
+    assert [{"true": True, "false": False}[row["unsure"]] for row in rows] == found.unsure.tolist()
     assert found.unsure.any()
     assert not found.unsure.all()
     distances = [float(row["distance"]) for row in rows]
     np.testing.assert_allclose(distances, found.distance, atol=2e-4)
+
+
+def test_its_program_refuses_pixels_without_a_range(
+    exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "depth.tiff")
+    command = [sys.executable, exported("safetensors") / "predict.py", tmp_path / "depth.tiff"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "depth.tiff: pixels of mode F (32 bits) have no defined range" in done.stderr
 
 
 MODELS = {
@@ -286,17 +296,6 @@ def test_a_folder_or_a_file_is_enough_to_check_with(
         assert f"checked on {number} of your images" in capsys.readouterr().out
 
 
-def test_without_onnxruntime_the_export_says_that_it_was_not_checked(
-    vitdc: Vitdc,
-    toy_run: toys.ToyRun,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    without(monkeypatch, "onnxruntime")
-    assert vitdc("export", toy_run.results, "--format", "onnx", "--output", "out") == 0
-    assert "not checked, because onnxruntime is not installed" in capsys.readouterr().out
-
-
 def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """As if packages were not installed."""
     from importlib.util import find_spec
@@ -311,9 +310,12 @@ def test_without_onnx_the_way_out_is_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    without(monkeypatch, "onnxscript")
-    assert vitdc("export", toy_run.results, "--format", "onnx", "--output", "out") == 2
-    assert "pip install 'vitdc[onnx]', or take --format pt2" in refused(capsys)
+    for name in ("onnxscript", "onnxruntime"):  # what writes it, and what checks it
+        with monkeypatch.context() as patched:
+            without(patched, name)
+            assert vitdc("export", toy_run.results, "--format", "onnx", "--output", "out") == 2
+        assert f"pip install {name}, or take --format pt2" in refused(capsys)
+        assert not Path("out").exists()
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:

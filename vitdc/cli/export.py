@@ -20,8 +20,9 @@ FORMATS = ("onnx", "pt2", "safetensors")
     "format_",
     type=click.Choice(FORMATS),
     required=True,
-    help="onnx: for onnxruntime and other engines (pip install 'vitdc[onnx]'). pt2: a torch.export"
-    " archive, for torch alone; it takes the place of TorchScript, which torch has given up."
+    help="onnx: for onnxruntime and other engines (in a checkout: pip install '.[onnx]')."
+    " pt2: a torch.export archive, for torch alone; it takes the place of"
+    " TorchScript, which torch has given up."
     " safetensors: the weights, for timm.",
 )
 @click.option(
@@ -88,16 +89,10 @@ def _describe(exported: Export, *, given: bool) -> str:
     size = exported.file.stat().st_size / 2**20
     lines = [f"{exported.file}: {size:.1f} MB, with preprocessing.json and predict.py beside it"]
     found = exported.difference
-    if found is None:
-        lines.append(
-            "not checked, because onnxruntime is not installed here; pip install onnxruntime and"
-            " export again"
-        )
-    else:
-        kind = "of your" if given else "random"
-        advice = "" if given else " (--images checks on real ones)"
-        lines.append(
-            f"checked on {found.num_images} {kind} images{advice}: the largest difference from the"
-            f" original is {found.largest:.1e}"
-        )
+    kind = "of your" if given else "random"
+    advice = "" if given else " (--images checks on real ones)"
+    lines.append(
+        f"checked on {found.num_images} {kind} images{advice}: the largest difference from the"
+        f" original is {found.largest:.1e}"
+    )
     return "\n".join(lines)
