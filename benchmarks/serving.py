@@ -14,6 +14,7 @@ import argparse
 import base64
 import io
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -79,11 +80,9 @@ def as_base64(image: np.ndarray) -> str:
 @contextmanager
 def serving(model: Path) -> Iterator[str]:
     """`mlflow models serve` on the loopback interface; yields the address to ask."""
-    with tempfile.TemporaryDirectory() as temporary, socket.socket() as probe:
+    with tempfile.TemporaryDirectory() as temporary:
         write_mlflow_model(model, Path(temporary, "model"))
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+        port = free_port()
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
         command += ["--model-uri", f"{temporary}/model", "--host", "127.0.0.1"]
         log = Path(temporary, "log")
@@ -97,6 +96,15 @@ def serving(model: Path) -> Iterator[str]:
         finally:
             os.killpg(server.pid, 15)
             server.wait()
+
+
+def free_port() -> int:
+    """Below the ports of outgoing connections, one of which might take it before the server."""
+    while True:
+        port = random.randrange(12000, 32000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

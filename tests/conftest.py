@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ import toys
 from hypothesis import settings
 from PIL import Image
 
-from vitdc import loop, steps
+from vitdc import cli, loop, steps
 from vitdc.tracking.store import quiet_mlflow
 
 # a busy machine must not fail a test
@@ -117,6 +121,24 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quiet_mlflow()
     MlflowClient(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture
+def vitdc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Runs the program in this process, in an empty folder; gives the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
+    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("vitdc").level
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["vitdc", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return int(caught.value.code or 0)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("vitdc").setLevel(level)
 
 
 @pytest.fixture

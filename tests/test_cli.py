@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -43,22 +42,10 @@ Vitdc = Callable[..., int]
 
 
 @pytest.fixture
-def vitdc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vitdc]:
+def vitdc(vitdc: Vitdc, tmp_path: Path) -> Vitdc:
     """Runs the program in this process, in a folder with params.yaml; gives the exit code."""
     (tmp_path / "params.yaml").write_text(TOY_PARAMS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
-    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("vitdc").level
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["vitdc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0)
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-    logging.getLogger("vitdc").setLevel(level)
+    return vitdc
 
 
 def command(name: str) -> click.Command:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 from PIL import Image
 
 from vitdc.data.decoding import Pixels, decode, decode_chunk, decode_chunks, ordered_map
+from vitdc.errors import TrainingError
 
 RGB8 = Pixels(image_size=8, channels=3, max_pixels=10_000)
 GREY8 = Pixels(image_size=8, channels=1, max_pixels=10_000)
@@ -165,6 +170,32 @@ def test_pillows_own_bomb_warning_stays_silent_and_its_limit_untouched(monkeypat
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
+def test_pillow_stays_silent_until_the_last_thread_is_done(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    large, before = encoded(Image.new("L", (8, 8)), "PNG"), warnings.filters[:]
+    first_is_in, first_may_go = threading.Event(), threading.Event()
+
+    def slowly():
+        first_is_in.set()
+        assert first_may_go.wait(60)
+        yield large
+
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(decode_chunk, slowly(), GREY8)
+        assert first_is_in.wait(60)
+
+        def meanwhile():
+            first_may_go.set()
+            first.result()
+            yield large  # the first thread has ended while this one is at work
+
+        images, problems = decode_chunk(meanwhile(), GREY8)
+    assert (len(images), problems) == (1, {})
+    assert first.result().problems == {}
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert warnings.filters == before
+
+
 def test_input_is_read_only_a_bounded_way_ahead():
     read = []
 
@@ -187,6 +218,26 @@ def test_chunks_come_back_in_order_whatever_the_number_of_processes(num_workers)
     decoded = [*decode_chunks(chunks, GREY8, num_workers=num_workers)]
     greys = np.concatenate([images[:, 0, 0, 0] for images, _ in decoded])
     assert greys.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("quick_start", [False, True])
+def test_a_killed_process_is_one_line(tmp_path, quick_start):
+    """As the kernel kills one when memory runs out."""
+    silent = tmp_path / "silent.png"
+    os.mkfifo(silent)  # whoever reads it waits
+    chunks = [[str(silent)]] * 3
+    decoded = decode_chunks(chunks, GREY8, num_workers=2, quick_start=quick_start)
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_a_child)
+        with pytest.raises(TrainingError, match="a process that decodes images was killed"):
+            next(decoded)
+        killed.result()
+
+
+def kill_a_child() -> None:
+    while not (children := multiprocessing.active_children()):
+        time.sleep(0.01)
+    children[0].kill()
 
 
 def test_workers_import_nothing_heavy():

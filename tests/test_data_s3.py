@@ -15,6 +15,7 @@ from vitdc.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("s3_credentials")]
 
+PATIENCE = 60  # seconds, on a busy machine; requests that are repeated for long take minutes
 NAMES = tuple(f"c{index % 3}/{index:03}.png" for index in range(80))
 
 
@@ -38,12 +39,12 @@ def prepare(output: Path, **options: object) -> Dataset:
     return Dataset.load(output)
 
 
-def refusal(output: Path, seconds: float, **options: object) -> str:
+def refusal(output: Path, **options: object) -> str:
     """The error message, after checking that it came soon, on one line, and left nothing."""
     start = time.monotonic()
     with pytest.raises(InputError) as caught:
         prepare(output, **options)
-    assert time.monotonic() - start < seconds
+    assert time.monotonic() - start < PATIENCE
     message = str(caught.value)
     assert "\n" not in message
     assert not output.exists()
@@ -83,27 +84,27 @@ def test_unreadable_object_is_named(s3_server, bucket, write_images, tmp_path):
     (root / "bad.png").write_text("text")
     upload(s3_server, bucket, root, "broken/")
     url = s3_server.endpoint_url
-    message = refusal(tmp_path / "out", 20, source="s3://photos/broken", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://photos/broken", endpoint_url=url)
     assert "s3://photos/broken/: unreadable images: 1" in message
     assert "bad.png (not an image of a known format)" in message
 
 
 def test_missing_bucket(s3_server, tmp_path):
     url = s3_server.endpoint_url
-    message = refusal(tmp_path / "out", 10, source="s3://nowhere/x", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://nowhere/x", endpoint_url=url)
     assert message.startswith("s3://nowhere/x/: there is no such bucket")
 
 
 def test_empty_prefix(s3_server, bucket, tmp_path):
     url = s3_server.endpoint_url
-    message = refusal(tmp_path / "out", 10, source="s3://photos/nothing", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://photos/nothing", endpoint_url=url)
     assert message.startswith("s3://photos/nothing/: no images here")
 
 
 def test_wrong_secret(s3_server, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     url = s3_server.endpoint_url
-    message = refusal(tmp_path / "out", 10, source="s3://photos/a", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://photos/a", endpoint_url=url)
     assert "check your AWS credentials" in message
     assert "wrong" not in message.replace("is wrong", "")  # no secret in a message
 
@@ -111,7 +112,7 @@ def test_wrong_secret(s3_server, bucket, tmp_path, monkeypatch):
 def test_unknown_access_key(s3_server, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stranger")
     url = s3_server.endpoint_url
-    message = refusal(tmp_path / "out", 10, source="s3://photos/a", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://photos/a", endpoint_url=url)
     assert "check your AWS credentials" in message
 
 
@@ -119,13 +120,13 @@ def test_no_credentials(s3_server, bucket, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     url = s3_server.endpoint_url
-    message = refusal(tmp_path / "out", 10, source="s3://photos/a", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://photos/a", endpoint_url=url)
     assert "no AWS credentials found; set AWS_ACCESS_KEY_ID" in message
 
 
 def test_unreachable_endpoint(tmp_path):
     url = "http://127.0.0.1:9"  # the discard port, where nothing listens
-    message = refusal(tmp_path / "out", 30, source="s3://photos/a", endpoint_url=url)
+    message = refusal(tmp_path / "out", source="s3://photos/a", endpoint_url=url)
     assert f"cannot reach {url}; check data.endpoint_url" in message
 
 
@@ -138,9 +139,9 @@ def test_unreachable_endpoint(tmp_path):
     ],
 )
 def test_mistyped_address(tmp_path, options, complaint):
-    assert complaint in refusal(tmp_path / "out", 10, **options)
+    assert complaint in refusal(tmp_path / "out", **options)
 
 
 def test_missing_profile(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert "nobody" in refusal(tmp_path / "out", 10, source="s3://photos/a")
+    assert "nobody" in refusal(tmp_path / "out", source="s3://photos/a")

@@ -19,6 +19,7 @@ import pytest
 import toys
 import yaml
 from PIL import Image
+from servers import S3Server
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -290,6 +291,21 @@ def test_images_are_converted_only_if_the_parameters_say_so(fitted: DeepClusteri
         quick().fit([IMAGES[0], large[0]], [0, 1])
 
 
+def test_a_fitted_model_needs_its_parameters_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump({"data": {"image_size": 8}}))
+    large = toys.toy_images(LABELS, side=16)
+    model = quick(params="params.yaml").fit(large, LABELS)
+    expected = model.predict(large)
+    Path("params.yaml").unlink()
+    model.set_params(image_size=4, params=None)
+    for each in (model, pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(each.predict(large), expected)
+        assert len(each.predict(write_folder(tmp_path / "images"))) == 24
+
+
 def test_a_folder_is_predicted_in_the_order_of_its_names(
     fitted: DeepClustering, tmp_path: Path
 ) -> None:
@@ -319,6 +335,8 @@ def test_labels_may_be_strings_and_any_numbers(fitted: DeepClustering) -> None:
         model = toy().fit(IMAGES, labels)
         np.testing.assert_array_equal(model.labels_, fitted.labels_)
         assert model.classes_.tolist() == sorted(set(labels))
+    mixed = [np.str_("a"), "b", np.str_("c")]  # of a list that came from an array
+    same(toy().fit(IMAGES, [mixed[label] for label in LABELS]), fitted)
 
 
 def test_unknown_labels_are_minus_1_or_none() -> None:
@@ -361,6 +379,20 @@ def test_fit_predict_and_fit_transform_are_fit_and_then_the_rest(fitted: DeepClu
     np.testing.assert_array_equal(toy().fit_predict(IMAGES, LABELS), fitted.labels_)
     np.testing.assert_array_equal(fitted.predict(IMAGES), fitted.labels_)
     np.testing.assert_array_equal(toy().fit_transform(IMAGES, LABELS), fitted.transform(IMAGES))
+
+
+def test_images_and_labels_may_be_named(fitted: DeepClustering) -> None:
+    np.testing.assert_array_equal(fitted.predict(images=NEW), fitted.predict(NEW))
+    np.testing.assert_array_equal(fitted.transform(images=NEW), fitted.transform(NEW))
+    np.testing.assert_array_equal(fitted.distances(images=NEW), fitted.distances(NEW))
+    assert fitted.score(images=NEW, labels=LABELS[:9]) == fitted.score(NEW, LABELS[:9])
+    embedded = toy().fit_transform(images=IMAGES, labels=LABELS)
+    np.testing.assert_array_equal(embedded, fitted.transform(IMAGES))
+    np.testing.assert_array_equal(toy().fit_predict(images=IMAGES, labels=LABELS), fitted.labels_)
+    frame = toy().set_output(transform="pandas").fit_transform(images=IMAGES, labels=LABELS)
+    np.testing.assert_array_equal(frame.to_numpy(), embedded)
+    with pytest.raises(InputError, match="score: needs labels"):
+        make_pipeline(fitted).score(NEW)
 
 
 def test_distances_are_those_of_the_embeddings_to_the_centres(fitted: DeepClustering) -> None:
@@ -540,6 +572,32 @@ def test_what_is_saved_is_loaded_with_everything(fitted: DeepClustering, tmp_pat
     loaded.save(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "model")
     assert not [n for n in contents(tmp_path / "model") if n.endswith((".pkl", ".pt", ".joblib"))]
+
+
+def test_what_was_saved_does_not_depend_on_what_a_program_does_to_the_tables(
+    tmp_path: Path,
+) -> None:
+    model = quick().fit(IMAGES, LABELS)
+    model.save(tmp_path / "before")
+    model.labels_[:] = 0
+    model.rounds_[0].clear()
+    model.history_[0].clear()
+    model.save(tmp_path / "after")
+    assert contents(tmp_path / "before") == contents(tmp_path / "after")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("s3_credentials")
+def test_images_in_s3_are_those_of_the_folder(s3_server: S3Server, tmp_path: Path) -> None:
+    folder, client = write_folder(tmp_path / "images"), s3_server.client()
+    client.create_bucket(Bucket="estimator")
+    for file in folder.rglob("*.png"):
+        client.upload_file(str(file), "estimator", f"a/{file.relative_to(folder).as_posix()}")
+    data = {"image_size": 8, "channels": 1, "endpoint_url": s3_server.endpoint_url}
+    local = quick(params={"data": data}).fit(folder)
+    remote = quick(params={"data": data}).fit("s3://estimator/a")
+    same(remote, local)
+    np.testing.assert_array_equal(remote.predict("s3://estimator/a"), local.predict(folder))
 
 
 def test_two_batch_sizes_are_loaded_as_two(tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitdc import DeepClustering, cli, export
+from vitdc import DeepClustering, export
 from vitdc.artifacts import Annotations
 from vitdc.cli.export import FORMATS as CLI_FORMATS
 from vitdc.data.decoding import Pixels, decode
@@ -169,11 +167,21 @@ def test_its_program_predicts_files_without_vitdc(
     found = predictor.predict(np.stack([decode(str(f), Pixels(8, 1, 10**6)) for f in files]))
     assert [row["image"] for row in rows] == [str(file) for file in files]
     assert [int(row["cluster"]) for row in rows] == found.cluster.tolist()
-    assert [row["unsure"] == "True" for row in rows] == found.unsure.tolist()
+    assert [{"true": True, "false": False}[row["unsure"]] for row in rows] == found.unsure.tolist()
     assert found.unsure.any()
     assert not found.unsure.all()
     distances = [float(row["distance"]) for row in rows]
     np.testing.assert_allclose(distances, found.distance, atol=2e-4)
+
+
+def test_its_program_refuses_pixels_without_a_range(
+    exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "depth.tiff")
+    command = [sys.executable, exported("safetensors") / "predict.py", tmp_path / "depth.tiff"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "depth.tiff: pixels of mode F (32 bits) have no defined range" in done.stderr
 
 
 MODELS = {
@@ -232,23 +240,6 @@ def test_not_a_number_is_a_difference() -> None:
 Vitdc = Callable[..., int]
 
 
-@pytest.fixture
-def vitdc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vitdc]:
-    """Runs the program in this process; gives the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "PASSIVE"))
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["vitdc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0)
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-
-
 def test_the_command_knows_the_formats() -> None:
     assert tuple(FORMATS) == CLI_FORMATS
 
@@ -267,7 +258,12 @@ def test_a_results_directory_is_exported_with_the_names_of_its_clusters(
     assert found["cluster_names"] == ["", "lower left", ""]
     assert vitdc(*arguments) == 0  # an export of ours is replaced
     assert "checked on 64 random images (--images" in capsys.readouterr().out
+    names = ["--names", Annotations.path_for(Path("results"))]
+    assert vitdc("export", "results/model", *arguments[2:-1], "other", *names) == 0
+    assert toys.contents(Path("other")) == toys.contents(Path("out"))
     assert vitdc("export", "results/model", *arguments[2:-1], "other") == 0
+    found = json.loads(Path("other/preprocessing.json").read_text())
+    assert found["cluster_names"] == ["", "", ""]
 
 
 @pytest.mark.slow
@@ -300,17 +296,6 @@ def test_a_folder_or_a_file_is_enough_to_check_with(
         assert f"checked on {number} of your images" in capsys.readouterr().out
 
 
-def test_without_onnxruntime_the_export_says_that_it_was_not_checked(
-    vitdc: Vitdc,
-    toy_run: toys.ToyRun,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    without(monkeypatch, "onnxruntime")
-    assert vitdc("export", toy_run.results, "--format", "onnx", "--output", "out") == 0
-    assert "not checked, because onnxruntime is not installed" in capsys.readouterr().out
-
-
 def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """As if packages were not installed."""
     from importlib.util import find_spec
@@ -325,9 +310,12 @@ def test_without_onnx_the_way_out_is_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    without(monkeypatch, "onnxscript")
-    assert vitdc("export", toy_run.results, "--format", "onnx", "--output", "out") == 2
-    assert "pip install 'vitdc[onnx]', or take --format pt2" in refused(capsys)
+    for name in ("onnxscript", "onnxruntime"):  # what writes it, and what checks it
+        with monkeypatch.context() as patched:
+            without(patched, name)
+            assert vitdc("export", toy_run.results, "--format", "onnx", "--output", "out") == 2
+        assert f"pip install {name}, or take --format pt2" in refused(capsys)
+        assert not Path("out").exists()
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
@@ -337,6 +325,13 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     assert err.startswith("vitdc: ")
     assert err.count("\n") == 1
     return err
+
+
+def test_no_file_checks_a_model_of_images_that_are_not_square(tmp_path: Path) -> None:
+    files = pictures(tmp_path / "images")
+    for images in (files[0], tmp_path / "images"):
+        with pytest.raises(InputError, match="squares"):
+            export.read_images(images, (4, 8, 3))
 
 
 def wrong_places(tmp_path: Path) -> None:

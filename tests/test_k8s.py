@@ -17,14 +17,23 @@ from typing import Any, NamedTuple
 
 import botocore
 import kubernetes_validate
+import numpy as np
+import pandas as pd
 import pytest
 import requests
 import servers
+import toys
 import yaml
+from mlflow import MlflowClient
+
+from vitdc.artifacts import Dataset
+from vitdc.prediction import Predictor
+from vitdc.tracking.registry import Scores, register_model
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34")
 RESTRICTED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+SERVED = "/tmp/model"  # noqa: S108 (in a container)
 
 # those of KServe's v1beta1 PredictorSpec and ComponentExtensionSpec that make sense here
 PREDICTOR_FIELDS = {
@@ -335,9 +344,55 @@ def test_nothing_is_served_that_has_not_been_checked(overlays: dict[str, list[Ob
     (service,) = of_kind(overlays["serving"], "InferenceService")
     (check,) = service["spec"]["predictor"]["initContainers"]
     (server,) = service["spec"]["predictor"]["containers"]
-    assert "download_model" in check["args"][0]
-    for field in ("env", "envFrom", "image"):
-        assert check[field] == server[field]
+    assert f'Path("{SERVED}")' in check["args"][0]
+    assert [each for each in server["args"] if "model-uri" in each] == [f"--model-uri={SERVED}"]
+    assert check["image"] == server["image"]
+    assert check["volumeMounts"] == server["volumeMounts"]
+    # the registry may name another model by now, so the server neither knows where it is nor may
+    assert not {"MODEL", "MLFLOW_TRACKING_URI"} & environment(overlays["serving"], server).keys()
+    assert "envFrom" not in server
+
+
+@pytest.mark.slow
+def test_what_the_check_has_read_is_served_whatever_the_registry_names_then(
+    overlays: dict[str, list[Object]], toy_run: toys.ToyRun, empty_store: Path, tmp_path: Path
+) -> None:
+    import mlflow.pyfunc
+
+    (service,) = of_kind(overlays["serving"], "InferenceService")
+    (check,) = service["spec"]["predictor"]["initContainers"]
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+    env = environment(overlays["serving"], check)
+    name = env["MODEL"].removeprefix("models:/").removesuffix("@champion")
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("vitdc", artifact_location=str(tmp_path / "mlartifacts"))
+    scores = Scores({"test": dict.fromkeys(("nmi", "ari", "acc")), "best_round": 2,
+                     "stop_reason": "converged"}, "a" * 64)  # fmt: skip
+    run = client.create_run(experiment).info.run_id
+    version = register_model(client, run, toy_run.results / "model", name=name, scores=scores)
+    client.set_registered_model_alias(name, "champion", version.version)
+    served = tmp_path / "model"
+    for _ in range(2):  # the volume keeps what is in it when the pod is started again
+        done = run_check(check, env | {"MLFLOW_TRACKING_URI": uri}, served)
+        assert done.returncode == 0, done.stderr
+    client.delete_registered_model(name)
+    shutil.rmtree(tmp_path / "mlartifacts")
+    images = np.asarray(Dataset.load(toy_run.dataset).test.images)
+    answer = mlflow.pyfunc.load_model(str(served)).predict(pd.DataFrame({"image": list(images)}))
+    assert (
+        answer["cluster"].tolist()
+        == Predictor.load(toy_run.results).predict(images).cluster.tolist()
+    )
+
+
+def run_check(check: Object, env: dict[str, str], served: Path) -> subprocess.CompletedProcess[str]:
+    """What the init container does, except that it writes to `served`."""
+    script = check["args"][0].replace(SERVED, str(served))
+    return subprocess.run(
+        [sys.executable, *check["command"][1:], script],
+        env=os.environ | env | {"HOME": str(served.parent)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def test_the_check_ends_with_one_line_where_there_is_no_model(
@@ -346,11 +401,8 @@ def test_the_check_ends_with_one_line_where_there_is_no_model(
     (service,) = of_kind(overlays["serving"], "InferenceService")
     (check,) = service["spec"]["predictor"]["initContainers"]
     uri = "http://127.0.0.1:9"
-    env = os.environ | environment(overlays["serving"], check) | {"MLFLOW_TRACKING_URI": uri}
-    done = subprocess.run(
-        [sys.executable, *check["command"][1:], *check["args"]],
-        env=env | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    env = environment(overlays["serving"], check) | {"MLFLOW_TRACKING_URI": uri}
+    done = run_check(check, env, tmp_path / "model")
     assert done.returncode == 1
     assert done.stderr.startswith(f"vitdc: MLflow at {uri} cannot be used")
     assert len(done.stderr.splitlines()) == 1

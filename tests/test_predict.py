@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from vitdc import artifacts, cli, loop, steps
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
 from vitdc.data.decoding import num_cores
+from vitdc.data.s3 import Bucket
 from vitdc.errors import InputError
 from vitdc.inference import (
     Ahead,
@@ -35,7 +37,7 @@ from vitdc.inference import (
     read_batches,
     wanted_pixels,
 )
-from vitdc.prediction import Predictor
+from vitdc.prediction import UNSURE_RATE, Predictor
 
 MAIN = "from vitdc.cli import main; main()"
 
@@ -102,20 +104,17 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> FolderRun:
 
 @pytest.fixture
 def predict(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    vitdc: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> Predict:
     """Runs the command in this process."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: object) -> Done:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["vitdc", "predict", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        signal.signal(signal.SIGTERM, handler)
-        return Done(int(caught.value.code or 0), *capsys.readouterr())
+        return Done(vitdc("predict", *arguments), *capsys.readouterr())
 
     return run
 
@@ -165,7 +164,7 @@ def test_files_folders_and_lists_come_in_the_order_they_are_named(
 ) -> None:
     one = folder_run.images / "right" / "001.png"
     listed = [folder_run.images / "left" / f"{index:03}.png" for index in (6, 3)]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{path}\n" for path in listed)))
+    monkeypatch.setattr(sys, "stdin", lines(*listed))
     done = predict(folder_run.results, one, "-", f"{folder_run.images}/bottom/")
     names = [row["image"] for row in done.rows]
     assert names[:3] == [str(one), *map(str, listed)]
@@ -192,6 +191,33 @@ def test_unreadable_files_are_listed_and_all_others_written(
     assert last == (
         "vitdc: 3 of 93 images cannot be read and were skipped; all others are in the table"
     )
+
+
+def lines(*paths: object) -> io.TextIOWrapper:
+    """Standard input with a path on every line."""
+    return io.TextIOWrapper(io.BytesIO(b"".join(os.fsencode(f"{path}\n") for path in paths)))
+
+
+def test_names_that_are_no_text_are_listed_and_all_others_written(
+    folder_run: FolderRun, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", os.fsdecode(b"caf\xe9.png"), "caf\u00e9.png"):
+        shutil.copy(folder_run.images / "left" / "003.png", tmp_path / name)
+    monkeypatch.setattr(sys, "stdin", lines(*sorted(tmp_path.iterdir())))
+    for images in (tmp_path, "-"):
+        done = predict(folder_run.results, images)
+        assert done.code == 1
+        names = [Path(row["image"]).name for row in done.rows]
+        assert names == ["a.png", "caf\u00e9.png"]
+        assert done.err.splitlines() == [
+            f"skipped {tmp_path}/caf\\xe9.png: its name is not UTF-8; rename it",
+            "vitdc: 1 of 3 images cannot be read and were skipped; all others are in the table",
+        ]
+    alone = os.fsdecode(b"caf\xe9.png")
+    error = refused(predict(folder_run.results, tmp_path / alone))
+    assert "/caf\\xe9.png: its name is not UTF-8; rename it; no image is readable" in error
+    monkeypatch.setattr(sys, "stdin", lines())
+    assert "standard input: names no images" in refused(predict(folder_run.results, "-"))
 
 
 def test_a_table_in_a_file_is_whole_although_files_were_skipped(
@@ -242,6 +268,73 @@ def test_results_are_written_while_files_are_still_read(
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_waits_for_no_file(folder_run: FolderRun, tmp_path: Path) -> None:
+    """Not even for one that never comes; a terminal sends it to all processes of the command."""
+    silent = tmp_path / "silent.png"
+    os.mkfifo(silent)
+    files = [silent, *sorted((folder_run.images / "left").iterdir()) * 5]
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "predict", folder_run.results, *files],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        text=True,
+        start_new_session=True,
+    )
+    writer = open_for_writing(silent)  # somebody reads it now
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    os.close(writer)
+    assert (process.returncode, out) == (130, "")
+    assert err.strip() == "vitdc: interrupted; nothing half-written is left"
+    deadline = time.monotonic() + 60
+    while is_group_alive(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def open_for_writing(pipe: Path) -> int:
+    """Wait until somebody reads a named pipe."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def is_group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def in_a_process(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`vitdc predict` in a process of its own, which runs some code before."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command = [sys.executable, "-c", f"{code}\n{MAIN}", "predict", *map(str, arguments)]
+    return subprocess.run(
+        command, stderr=subprocess.PIPE, env=environment, text=True, check=False, **options
+    )
+
+
+def test_a_full_disk_is_one_line(folder_run: FolderRun, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = in_a_process("", folder_run.results, folder_run.images, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "vitdc: standard output: cannot be written: No space left on device\n"
+
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    table = tmp_path / "table.csv"
+    done = in_a_process(limited, folder_run.results, folder_run.images, "--output", table)
+    assert done.returncode == 1
+    assert done.stderr == f"vitdc: {table}: cannot be written: File too large\n"
+    assert not list(tmp_path.iterdir())
 
 
 # --- names of clusters ---------------------------------------------------------------------------
@@ -297,6 +390,20 @@ def test_other_images_are_converted_or_refused(
 def test_a_model_of_images_that_are_not_square_is_refused() -> None:
     with pytest.raises(InputError, match="images of 8 x 9 pixels, and image files are fitted to"):
         wanted_pixels((8, 9, 1), convert=True)
+
+
+# --- what is unsure ------------------------------------------------------------------------------
+
+
+def test_a_rate_that_the_run_cannot_keep_is_one_line(
+    folder_run: FolderRun, predict: Predict
+) -> None:
+    error = refused(predict(folder_run.results, folder_run.images, "--unsure-rate", "0.001"))
+    assert "images of the run are too few for a rate of 0.001; ask for 0.01" in error
+
+
+def test_the_help_names_the_default_rate(predict: Predict) -> None:
+    assert f"[default: ({UNSURE_RATE});" in predict("--help").out
 
 
 # --- wrong input ---------------------------------------------------------------------------------
@@ -465,6 +572,41 @@ def test_images_in_s3(folder_run: FolderRun, predict: Predict, s3_server: S3Serv
     )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("s3_credentials")
+def test_objects_that_the_store_does_not_give_are_skipped(
+    folder_run: FolderRun,
+    predict: Predict,
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="partly")
+    for file in sorted((folder_run.images / "left").iterdir()):
+        client.upload_file(str(file), "partly", file.name)
+    secret = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject",
+              "Resource": "arn:aws:s3:::partly/003.png"}  # fmt: skip
+    policy = {"Version": "2012-10-17", "Statement": [secret]}
+    client.put_bucket_policy(Bucket="partly", Policy=json.dumps(policy))
+    listed = Bucket.names  # as if one had been deleted since
+    monkeypatch.setattr(Bucket, "names", lambda self: ["001.png", *listed(self)])
+    endpoint = ["--endpoint-url", s3_server.endpoint_url]
+    done = predict(folder_run.results, "s3://partly", *endpoint)
+    assert done.code == 1
+    assert len(done.rows) == 29
+    assert done.err.splitlines() == [
+        "skipped s3://partly/001.png: no such object any more",
+        "skipped s3://partly/003.png: access denied",
+        "vitdc: 2 of 31 images cannot be read and were skipped; all others are in the table",
+    ]
+    monkeypatch.setattr(Bucket, "names", lambda self: ["001.png"])
+    error = refused(predict(folder_run.results, "s3://partly", *endpoint))
+    assert "001.png: no such object any more; no image is readable" in error
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")  # of everything, not of one
+    error = refused(predict(folder_run.results, "s3://partly", *endpoint))
+    assert "the secret key is wrong" in error
+
+
 # --- batches -------------------------------------------------------------------------------------
 
 
@@ -526,6 +668,14 @@ def test_a_listing_may_hold_names_of_several_places(write_images: toys.WriteImag
         [f"{one}/b.png"],
         [f"{two}/a.png"],
     ]
+
+
+def test_files_in_a_row_are_one_place(write_images: toys.WriteImages) -> None:
+    folder = write_images(*(f"{index:03}.png" for index in range(200)))
+    files = sorted(map(str, folder.iterdir()))
+    found = list_images([*files[:150], str(folder), *files[150:]])
+    assert [len(each.names) for each in found] == [150, 200, 50]
+    assert [*found[0].names, *found[2].names] == files
 
 
 def test_only_a_large_model_takes_all_cores(tmp_path: Path) -> None:

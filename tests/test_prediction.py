@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,27 @@ def test_both_distances_are_those_of_numpy(predictor: Predictor) -> None:
     np.testing.assert_allclose(prediction.second_distance, distances[:, 1], rtol=1e-5)
     expected = (distances[:, 1] - distances[:, 0]) / distances[:, 1]
     np.testing.assert_allclose(prediction.margin, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_nearest_centroids_are_sought_with_the_threads_that_were_asked_for(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+
+    used = []
+
+    class Watched(faiss.IndexFlatL2):  # type: ignore[misc]
+        def search(self, *arguments: Any) -> Any:
+            used.append(faiss.omp_get_max_threads())
+            return super().search(*arguments)
+
+    monkeypatch.setattr(faiss, "IndexFlatL2", Watched)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(before + 1)
+    predictor.predict(np.zeros((2, *predictor.image_shape), np.uint8))
+    assert used == [1]
+    assert faiss.omp_get_max_threads() == before + 1
+    faiss.omp_set_num_threads(before)
 
 
 def test_the_margin_is_defined_at_its_ends() -> None:

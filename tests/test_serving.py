@@ -160,6 +160,12 @@ def test_the_second_distance_of_one_cluster_is_none(
     assert [(row["second_distance"], row["margin"]) for row in rows] == [(None, 1.0)] * 2
 
 
+def test_a_model_of_images_that_are_not_square_is_refused(predictor: Predictor) -> None:
+    checkpoint = replace(predictor.checkpoint, image_shape=(8, 9, 1))
+    with pytest.raises(InputError, match="the model takes images of 8 x 9 pixels, and image files"):
+        Service(replace(predictor, checkpoint=checkpoint))
+
+
 def test_threads_that_ask_at_once_get_their_own_answers(
     images: np.ndarray, predictor: Predictor, expected: pd.DataFrame
 ) -> None:
@@ -209,6 +215,18 @@ def test_the_registered_model_answers_as_the_predictor(
     ) as caught:
         loaded.predict({"image": ["QUJD"]})
     assert caught.value.get_http_status_code() == 400
+
+
+def test_a_row_is_one_image(model: tuple[str, Path], images: np.ndarray) -> None:
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    loaded = mlflow.pyfunc.load_model(str(model[1]))
+    text = as_text(images[0])
+    assert len(loaded.predict(pd.DataFrame({"image": [[text, text]]}))) == 2  # MLflow's doing
+    for wrong, shape in (([], 0), ([text, text], 2)):
+        with pytest.raises(MlflowException, match=rf"^image 1: pixels of shape \({shape},\)"):
+            loaded.predict(pd.DataFrame({"image": [text, wrong, text]}))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitdc import steps
-from vitdc.artifacts import Dataset
+from vitdc.artifacts import Clustering, Dataset, SplitClustering
 from vitdc.config import Params
 from vitdc.data.arrays import read_idx, resized
-from vitdc.prediction import Predictor
+from vitdc.errors import InputError
+from vitdc.prediction import UNSURE_RATE, Predictor, unsure_limit
 from vitdc.typicality import atypicality, describe, fit, leave_one_out, limit, thumbnails
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -50,6 +53,30 @@ def test_it_is_the_mahalanobis_distance_to_the_cluster(
     np.testing.assert_allclose(found.mean, means, atol=1e-5)
     distances = atypicality(found, embedding, images, assignment)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
+
+
+def test_large_images_are_described_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, images, assignment = blobs(40, side=6)
+    expected = fit(embedding, images, assignment, num_clusters=3)
+    distances = atypicality(expected, embedding, images, assignment)
+    monkeypatch.setattr("vitdc.typicality.CHUNK_VALUES", 5 * 36 + 1)
+    sizes = []
+
+    def counting(images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return thumbnails(images)
+
+    monkeypatch.setattr("vitdc.typicality.thumbnails", counting)
+    found = fit(embedding, images, assignment, num_clusters=3)
+    again = atypicality(expected, embedding, images, assignment)
+    assert set(sizes) == {1, 5}  # one to learn the length of a description
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.whitening, expected.whitening, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(again, distances, rtol=1e-5)
+    monkeypatch.setattr("vitdc.typicality.CHUNK_VALUES", 1)  # not even one
+    np.testing.assert_allclose(
+        atypicality(expected, embedding, images, assignment), distances, rtol=1e-5
+    )
 
 
 def test_leaving_an_image_out_is_fitting_without_it() -> None:
@@ -159,8 +186,37 @@ def test_a_lower_rate_calls_fewer_images_unsure(toy_run: toys.ToyRun) -> None:
         for rate in (0.03, 0.2, 0.6)
     ]
     assert shares == sorted(set(shares))
-    never = Predictor.load(toy_run.results, toys.COMPUTE, unsure_rate=0.001)
-    assert never.unsure_limit == math.inf
+
+
+def split_of(atypicality: np.ndarray) -> SplitClustering:
+    zeros = np.zeros(len(atypicality))
+    return SplitClustering(zeros.astype(np.int64), zeros, atypicality)
+
+
+def test_a_rate_is_kept_by_as_many_images_as_it_needs_or_refused(
+    toy_run: toys.ToyRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def found(num_train: int, num_test: int, rate: float | None = None) -> float:
+        own = Clustering.load(toy_run.results / "model" / "clustering")
+        train, test = np.arange(num_train) + 1.0, np.arange(num_test) + 10_001.0
+        return unsure_limit(replace(own, train=split_of(train), test=split_of(test)), rate=rate)
+
+    close = functools.partial(pytest.approx, rel=2e-5)
+    assert found(5000, 100) == close(10_000 + 96)  # those that were held out
+    assert found(5000, 99) == close(4751)
+    assert found(5000, 999, rate=0.001) == close(10_000 + 999)
+    assert found(5000, 998, rate=0.001) == close(4996)
+    assert not caplog.records
+    with pytest.raises(
+        InputError, match=r"unsure: 900 images of the run are too few for a rate of 0\.001; ask for"
+        r" 0\.0012 or more$",
+    ):  # fmt: skip
+        found(900, 300, rate=0.001)
+    assert found(900, 300, rate=0.0012) == close(900)
+    assert found(10, 5) == math.inf
+    assert [record.getMessage() for record in caplog.records] == [
+        "unsure: 10 images of the run are too few for a rate of 0.05, so no image is called unsure"
+    ]
 
 
 @pytest.mark.slow
@@ -191,6 +247,9 @@ def test_a_digits_model_is_unsure_of_clothes(tmp_path: Path) -> None:
     clothes = read_idx(FASHION / "t10k-images-idx3-ubyte.gz", "images-idx3")[:1000, ..., None]
     assert predictor.predict(resized(clothes, (8, 8, 1))).unsure.mean() > 0.6
     digits = Dataset.load(tmp_path / "dataset").test.images
-    assert 0.01 < predictor.predict(digits).unsure.mean() <= 0.05
+    held_out = predictor.clustering.test.atypicality
+    half = limit(held_out[::2], rate=UNSURE_RATE)  # the other half has no part in it
+    assert 0.01 < np.mean(held_out[1::2] > half) < 0.1
+    assert predictor.predict(digits).unsure.mean() <= UNSURE_RATE
     for kind, images in strange(digits).items():
         assert predictor.predict(images).unsure.mean() > 0.95, kind

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -111,7 +112,9 @@ class DeepClustering(
     Images are an array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of images or a
     torch Dataset of images or of pairs (image, class index), of uint8 or of floats in [0, 1]; or
     the path of a folder of image files, whose sub-folders are the classes, or an S3 address
-    `s3://bucket/prefix`. The module `vitdc.data.given` has the details.
+    `s3://bucket/prefix`. The module `vitdc.data.given` has the details. Image files are decoded in
+    processes of their own, so a script that gives a folder or an address to any method needs
+    `if __name__ == "__main__":`.
 
     Nothing is recorded in MLflow. Files of a working directory are removed after `fit`, unless
     `directory` names one to keep.
@@ -202,9 +205,6 @@ class DeepClustering(
     def fit(self, images: Any, labels: Any = None, *, test: tuple[Any, Any] | None = None) -> Self:
         """Train, cluster and retrain until the joint loss stops falling.
 
-        A script that fits a folder needs `if __name__ == "__main__":`, because image files are
-        decoded in processes of their own.
-
         Args:
             images: See the class.
             labels: (N,) integers or strings, -1 where the class is unknown. None where the images
@@ -225,7 +225,8 @@ class DeepClustering(
             history = self._train(params, work)
             fit = _collect(params, history, work, classes, whole=test is None)
             best = work / "rounds" / f"{fit.best_round:02d}"
-            self._set_fitted(fit, Predictor.load(best, params.compute), _origins(best))
+            predictor = Predictor.load(best, params.compute)
+            self._set_fitted(fit, predictor, params.data, _origins(best))
         return self
 
     def fit_predict(self, images: Any, labels: Any = None, **fit_arguments: Any) -> np.ndarray:
@@ -334,17 +335,19 @@ class DeepClustering(
         if self.verbose:
             print(summary.describe(artifact))
 
-    def _set_fitted(self, fit: Fit, predictor: Predictor, made_by: dict[str, Any]) -> None:
-        self._fit, self._made_by = fit, made_by
+    def _set_fitted(
+        self, fit: Fit, predictor: Predictor, data: DataConfig, made_by: dict[str, Any]
+    ) -> None:
+        self._fit, self._data, self._made_by = fit, data, made_by
         self._predictor = replace(predictor, clustering=_in_memory(predictor.clustering))
         self._n_features_out = predictor.clustering.centroids.shape[1]
-        self.labels_ = fit.labels
+        self.labels_ = np.array(fit.labels)
         self.image_names_ = np.array(fit.image_names, object)
         self.cluster_centers_ = np.array(predictor.clustering.centroids)
         self.image_shape_ = predictor.image_shape
         self.classes_ = np.array(fit.classes)
-        self.rounds_ = [vars(row) for row in fit.rows]
-        self.history_ = fit.history
+        self.rounds_ = [dict(vars(row)) for row in fit.rows]
+        self.history_ = [dict(row) for row in fit.history]
         self.best_round_ = fit.best_round
         self.stop_reason_ = fit.stop_reason
         self.n_iter_ = max(len(fit.rows) - 1, 0)
@@ -390,7 +393,7 @@ class DeepClustering(
         parts = parts or [predictor.predict(np.empty((0, *predictor.image_shape), np.uint8))]
         return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def score(self, images: Any, labels: Any) -> float:
+    def score(self, images: Any, labels: Any = None) -> float:
         """NMI of the predicted clusters with the labels, in [0, 1]; unknown labels do not count.
 
         Raises:
@@ -408,8 +411,8 @@ class DeepClustering(
         return nmi
 
     def _batches(self, images: Any) -> Iterator[np.ndarray]:
-        """Stream images as the model takes them; converted only if the parameters say so."""
-        predictor, config = self.predictor_, self._parameters().data
+        """Stream images as the model takes them; converted only if it was fitted so."""
+        predictor, config = self.predictor_, self._data
         shape = predictor.image_shape
         if _is_place(images):
             place = _place(images, config)
@@ -459,8 +462,9 @@ class DeepClustering(
         knobs = {name: _common_value(params, places) for name, places in KNOBS.items()}
         values = {**knobs, "random_state": params.seed, "params": dict(fit.params), **parameters}
         estimator = cls(**values)
-        predictor = Predictor.load(directory, estimator._parameters().compute)
-        estimator._set_fitted(fit, predictor, _origins(directory))
+        given = estimator._parameters()
+        predictor = Predictor.load(directory, given.compute)
+        estimator._set_fitted(fit, predictor, given.data, _origins(directory))
         return estimator
 
     def __getstate__(self) -> dict[str, Any]:
@@ -489,6 +493,20 @@ class DeepClustering(
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _naming_images(method: Any) -> Any:
+    """Give the first argument its name back, which is X where `set_output` has wrapped a method."""
+
+    @wraps(method)
+    def named(self: DeepClustering, images: Any, *arguments: Any, **options: Any) -> Any:
+        return method(self, images, *arguments, **options)
+
+    return named
+
+
+for _name in ("transform", "fit_transform"):
+    setattr(DeepClustering, _name, _naming_images(getattr(DeepClustering, _name)))
 
 
 def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import csv
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Semaphore, Thread
@@ -27,7 +28,7 @@ import numpy as np
 from vitdc import artifacts
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
-from vitdc.data.decoding import Pixels, decode_chunks, num_cores
+from vitdc.data.decoding import File, Pixels, Stop, Unreadable, decode_chunks, num_cores
 from vitdc.data.files import Store, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
@@ -38,6 +39,7 @@ MODEL_SCHEMES = ("models:/", "runs:/")  # of MLflow
 HEADER = ("image", "cluster", "name", "distance", "margin", "unsure")
 BATCH_VALUES = 2**24  # pixels times channels of a batch, at most
 BATCHES_AHEAD = 2  # decoded and waiting for the model
+NOT_UTF8 = Unreadable("its name is not UTF-8; rename it")  # the table could not hold it
 SMALL_MODEL = 4 * 2**20  # bytes of weights, about a million parameters
 
 Item = TypeVar("Item")
@@ -120,7 +122,7 @@ class GivenFiles:
     def names(self) -> list[str]:
         return self.paths
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+    def files(self, names: Sequence[str]) -> Generator[File]:
         yield from names
 
 
@@ -129,13 +131,21 @@ def list_images(inputs: Iterable[str], *, endpoint_url: str | None = None) -> li
 
     Args:
         inputs: Files, folders, s3://bucket/prefix; "-" reads paths of files from standard input.
-            Folders and buckets are searched as `prepare` does, whatever folders are in them.
+            Files in a row are one place. Folders and buckets are searched as `prepare` does,
+            whatever folders are in them.
         endpoint_url: S3-compatible store; None means AWS.
 
     Raises:
         InputError: One is not there, may not be read or holds no images.
     """
-    return [_list(name, endpoint_url) for name in inputs]
+    listings = list[Listing]()
+    found = (_list(name, endpoint_url) for name in inputs)
+    for given, group in groupby(found, key=lambda each: isinstance(each.store, GivenFiles)):
+        if given:  # a thousand files are not a thousand tasks
+            listings.append(_given([name for each in group for name in each.names]))
+        else:
+            listings.extend(group)
+    return listings
 
 
 def _list(name: str, endpoint_url: str | None) -> Listing:
@@ -143,7 +153,10 @@ def _list(name: str, endpoint_url: str | None) -> Listing:
         bucket = Bucket.open(name, endpoint_url=endpoint_url)
         return Listing(bucket, select_images(bucket.names(), bucket.location), bucket.location)
     if name == "-":
-        return _given([line.rstrip("\r\n") for line in sys.stdin if line.strip()])
+        lines = sys.stdin.buffer.readlines()  # names of files need not be text
+        if paths := [os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip()]:
+            return _given(paths)
+        raise InputError("standard input: names no images; write one path on every line")
     try:
         Path(name).stat()
     except OSError as error:
@@ -157,13 +170,6 @@ def _list(name: str, endpoint_url: str | None) -> Listing:
 
 
 def _given(paths: list[str]) -> Listing:
-    if not paths:
-        raise InputError("standard input: names no images; write one path on every line")
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{path!a}: the name is not valid UTF-8; rename the file") from None
     return Listing(GivenFiles(paths), paths, "")
 
 
@@ -200,20 +206,27 @@ class Batch(NamedTuple):
 
 
 def read_batches(
-    listings: Sequence[Listing], pixels: Pixels, *, batch_size: int, num_workers: int
+    listings: Sequence[Listing],
+    pixels: Pixels,
+    *,
+    batch_size: int,
+    num_workers: int,
+    stop: Stop | None = None,
 ) -> Generator[Batch]:
     """Decode all images, in order; the last batch may be smaller, others a little larger.
 
     A single chunk is decoded in this process: starting another one takes longer. Run it in a thread
-    (`Ahead`), because it starts processes that way.
+    (`Ahead`), because it starts processes that way. What comes after `stop` is not whole.
     """
     num_chunks = sum(math.ceil(len(each.names) / each.store.chunk_size) for each in listings)
     names, images, problems = list[str](), list[np.ndarray](), list[tuple[str, str]]()
     workers = min(num_workers, num_chunks)
-    decoding = decode_chunks(_files(listings), pixels, num_workers=workers, quick_start=True)
+    decoding = decode_chunks(
+        _files(listings), pixels, num_workers=workers, quick_start=True, stop=stop
+    )
     with closing(decoding) as results:
-        for chunk, decoded in zip(_names(listings), results, strict=True):
-            problems += [(chunk[i], reason) for i, reason in decoded.problems.items()]
+        for chunk, decoded in zip(_names(listings), results, strict=False):  # fewer after `stop`
+            problems += [(_shown(chunk[i]), reason) for i, reason in decoded.problems.items()]
             names += [name for i, name in enumerate(chunk) if i not in decoded.problems]
             images.append(decoded.images)
             if len(names) + len(problems) >= batch_size:
@@ -229,24 +242,50 @@ def _names(listings: Iterable[Listing]) -> Iterator[list[str]]:
             yield [prefix + name for name in names[start : start + store.chunk_size]]
 
 
-def _files(listings: Iterable[Listing]) -> Iterator[list[str | bytes]]:
-    for store, names, _ in listings:
-        with closing(store.files(names)) as files:
-            for start in range(0, len(names), store.chunk_size):
-                yield list(islice(files, min(store.chunk_size, len(names) - start)))
+def _files(listings: Iterable[Listing]) -> Iterator[list[File]]:
+    """Chunk by chunk, as `_names`."""
+    for listing in listings:
+        with closing(listing.store.files(listing.names)) as files:
+            for names in _names([listing]):
+                chunk = zip(names, islice(files, len(names)), strict=True)
+                yield [file if _is_text(name) else NOT_UTF8 for name, file in chunk]
+
+
+def _shown(name: str) -> str:
+    """A name that any terminal takes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Ahead(Generic[Item]):
     """Draws items from a generator in a thread, a bounded way ahead of who iterates over this.
 
     The thread starts with the block and ends with it, and closes the generator.
+
+    Args:
+        items: The generator.
+        limit: How many items it may be ahead.
+        on_stop: Called at the end of the block, before it waits for the item that is being made.
     """
 
-    def __init__(self, items: Generator[Item], *, limit: int) -> None:
-        self._items, self._room = items, Semaphore(limit)
+    def __init__(
+        self,
+        items: Generator[Item],
+        *,
+        limit: int,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._items, self._room, self._on_stop = items, Semaphore(limit), on_stop
         self._results: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
         self._stopped = False
-        self._thread = Thread(target=self._draw)
+        self._thread = Thread(target=self._draw, daemon=True)  # a second Ctrl-C does not wait
 
     def __enter__(self) -> Iterator[Item]:
         self._thread.start()
@@ -254,6 +293,7 @@ class Ahead(Generic[Item]):
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
+        self._on_stop()
         self._room.release()
         self._thread.join()
 
@@ -312,11 +352,26 @@ def predict_files(
     """
     values = pixels.image_size**2 * pixels.channels
     batch_size = max(1, min(batch_size, BATCH_VALUES // values))
-    batches = read_batches(listings, pixels, batch_size=batch_size, num_workers=num_workers)
-    with Ahead(batches, limit=BATCHES_AHEAD) as ready:
+    stop = Stop()
+    batches = read_batches(
+        listings, pixels, batch_size=batch_size, num_workers=num_workers, stop=stop
+    )
+    with Ahead(batches, limit=BATCHES_AHEAD, on_stop=stop.set) as ready:
         predictor = load()
         for batch in ready:
             yield batch, predictor.predict(batch.images)
+
+
+class WriteError(Exception):
+    """The table cannot be written any further.
+
+    Attributes:
+        error: Why.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def write_rows(
@@ -338,25 +393,33 @@ def write_rows(
 
     Raises:
         InputError: No image is readable.
+        WriteError: `file` takes no more.
     """
-    counts, writer = Counts(), csv.writer(file, lineterminator="\n")
-    unsaid = list[tuple[str, str]]()  # if no image is readable, that is all there is to say
+    counts = Counts()
+    unsaid = deque[tuple[str, str]]()  # if no image is readable, that is all there is to say
     for batch, prediction in results:
         if batch.names and not counts.written:
-            writer.writerow(HEADER)
-        writer.writerows(_rows(batch.names, prediction, annotations))
-        file.flush()
+            _write(file, [HEADER])
+        _write(file, _rows(batch.names, prediction, annotations))
         counts.written += len(batch.names)
         counts.unreadable += len(batch.problems)
         unsaid += batch.problems
         while counts.written and unsaid:
-            on_unreadable(*unsaid.pop(0))
+            on_unreadable(*unsaid.popleft())
         on_progress(len(batch.names) + len(batch.problems))
     if unsaid:
         name, reason = unsaid[0]
         more = f" (and {len(unsaid) - 1} more)" if len(unsaid) > 1 else ""
         raise InputError(f"{name}: {reason}{more}; no image is readable")
     return counts
+
+
+def _write(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    try:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        file.flush()
+    except OSError as error:
+        raise WriteError(error) from error
 
 
 def _rows(

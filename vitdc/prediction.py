@@ -2,8 +2,9 @@
 
 An image is `unsure` if it is less typical of its cluster (`vitdc.typicality`) than all but a few of
 the images that the run held out. They are asked because the model was trained on all others, and so
-knows them too well; where too few were held out, the training images are asked nevertheless, and
-more than `unsure_rate` of new images may be called unsure.
+knows them too well; where too few were held out (fewer than 100, or than the rate needs), the
+training images are asked nevertheless, and more than `unsure_rate` of new images may be called
+unsure.
 
 A model directory holds `checkpoint` and `clustering`: `results/model`, a round of `refine`, what
 `python -m pipelines import-model` fetches and what the MLflow registry stores. It is read by
@@ -15,6 +16,8 @@ image files can be read in the meantime.
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 UNSURE_RATE = 0.05
 ROUNDING = 1e-5  # relative: the image that the limit comes from must not depend on its batch
 MIN_HELD_OUT = 100  # images that the run held out, for them to decide what is unsure
+
+logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
@@ -86,18 +91,19 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, path: Path, compute: ComputeConfig | None = None, *, unsure_rate: float = UNSURE_RATE
+        cls, path: Path, compute: ComputeConfig | None = None, *, unsure_rate: float | None = None
     ) -> Self:
         """Load a model directory, or the one in a results directory.
 
         Args:
             path: The directory.
             compute: Device, threads and batch size; by default as in `ComputeConfig`.
-            unsure_rate: Share of images like those of the run that may be called unsure.
+            unsure_rate: Share of images like those of the run that may be called unsure; by default
+                `UNSURE_RATE`.
 
         Raises:
-            InputError: There is none at `path`, it is damaged or of another format version, or its
-                parts do not belong together.
+            InputError: There is none at `path`, it is damaged or of another format version, its
+                parts do not belong together, or its run had too few images for `unsure_rate`.
         """
         from vitdc.model import load_model
 
@@ -171,21 +177,43 @@ class Predictor:
         centroids = self.clustering.centroids
         index = faiss.IndexFlatL2(centroids.shape[1])
         index.add(centroids)
-        nearest = index.search(embedding, min(2, len(centroids)))[1]  # (N, 1 or 2)
-        # computed directly: faiss's expanded form loses digits close to a centroid
-        distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
-        cluster, first = nearest[:, 0], distance[:, 0]
-        second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
         with limited_threads(self.compute.num_threads):
+            nearest = index.search(embedding, min(2, len(centroids)))[1]  # (N, 1 or 2)
+            # computed directly: faiss's expanded form loses digits close to a centroid
+            distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
+            cluster, first = nearest[:, 0], distance[:, 0]
+            second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
             found = atypicality(self.clustering.typicality, embedding, images, cluster)
         return Prediction(cluster, first, second, found > self.unsure_limit)
 
 
-def unsure_limit(clustering: Clustering, *, rate: float = UNSURE_RATE) -> float:
-    """The atypicality beyond which an image is unsure; inf where there are too few for the rate."""
-    held_out = len(clustering.test) >= MIN_HELD_OUT
-    own = clustering.test if held_out else clustering.train
-    return limit(np.asarray(own.atypicality), rate=rate) * (1 + ROUNDING)
+def unsure_limit(clustering: Clustering, *, rate: float | None = None) -> float:
+    """The atypicality beyond which an image is unsure.
+
+    Args:
+        clustering: Of the run.
+        rate: See `Predictor.load`.
+
+    Returns:
+        The limit; inf where there are too few images for the default rate, which is warned of.
+
+    Raises:
+        InputError: There are too few for another rate.
+    """
+    wanted = UNSURE_RATE if rate is None else rate
+    asked = [clustering.train]
+    if len(clustering.test) >= MIN_HELD_OUT:
+        asked.insert(0, clustering.test)
+    limits = (limit(np.asarray(own.atypicality), rate=wanted) for own in asked)
+    found = next(filter(math.isfinite, limits), math.inf)
+    if math.isinf(found):
+        largest = max(map(len, asked))
+        few = f"unsure: {largest} images of the run are too few for a rate of {wanted:g}"
+        if rate is not None:
+            possible = math.ceil(1e4 / (largest + 1)) / 1e4
+            raise InputError(f"{few}; ask for {possible:g} or more")
+        logger.warning("%s, so no image is called unsure", few)
+    return found * (1 + ROUNDING)
 
 
 def find_model_directory(path: Path) -> Path:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vitdc.config import DataConfig
 from vitdc.data.decoding import Pixels, decode_chunk, fit, flatten
 from vitdc.errors import InputError
+from vitdc.inference import wanted_pixels
 from vitdc.prediction import Predictor
 
 COLUMNS = ("cluster", "distance", "second_distance", "margin", "unsure")  # of an answer
@@ -29,11 +29,14 @@ _SHOWN = 3  # problems that a message names
 
 
 class Service:
-    """Answers requests, which may come from several threads at once."""
+    """Answers requests, which may come from several threads at once.
+
+    Raises:
+        InputError: The model takes images that are not square, see `wanted_pixels`.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
-        height, _, channels = predictor.image_shape  # always squares
-        self._pixels = Pixels(height, channels, DataConfig().max_pixels)
+        self._pixels = wanted_pixels(predictor.image_shape, convert=True)
         self._predictor = predictor
         # the number of threads that a prediction is made with belongs to the whole process
         self._predicting = threading.Lock()

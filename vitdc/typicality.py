@@ -21,7 +21,8 @@ import numpy as np
 THUMBNAIL_SIDE = 8  # pixels; images that are smaller are their own thumbnail
 GREY_LEVEL = 1 / 255  # a pixel's deviation counts as no smaller, also where it never varied
 EMBEDDING_RIDGE = 1e-3  # of the mean variance of z, added to each: few images do not span z
-CHUNK_SIZE = 4096  # images described at a time
+CHUNK_SIZE = 4096  # images described at a time, at most
+CHUNK_VALUES = 2**24  # pixels times channels of them, at most; they become float32
 
 
 class Typicality(NamedTuple):
@@ -144,8 +145,10 @@ def leave_one_out(values: np.ndarray, assignment: np.ndarray) -> np.ndarray:
 
 
 def _described(embedding: np.ndarray, images: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    for start in range(0, len(images), CHUNK_SIZE):
-        rows = slice(start, start + CHUNK_SIZE)
+    values = math.prod(images.shape[1:])
+    step = max(1, min(CHUNK_SIZE, CHUNK_VALUES // values))
+    for start in range(0, len(images), step):
+        rows = slice(start, start + step)
         yield rows, describe(np.asarray(embedding[rows]), images[rows])
 
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from vitdc.export import Export
 
 FORMATS = ("onnx", "pt2", "safetensors")
-REMOTE = ("models:/", "runs:/")
 
 
 @click.command("export")
@@ -21,8 +20,9 @@ REMOTE = ("models:/", "runs:/")
     "format_",
     type=click.Choice(FORMATS),
     required=True,
-    help="onnx: for onnxruntime and other engines (pip install 'vitdc[onnx]'). pt2: a torch.export"
-    " archive, for torch alone; it takes the place of TorchScript, which torch has given up."
+    help="onnx: for onnxruntime and other engines (in a checkout: pip install '.[onnx]')."
+    " pt2: a torch.export archive, for torch alone; it takes the place of"
+    " TorchScript, which torch has given up."
     " safetensors: the weights, for timm.",
 )
 @click.option(
@@ -30,7 +30,8 @@ REMOTE = ("models:/", "runs:/")
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="New directory for the model, preprocessing.json and predict.py.",
+    help="Directory for the model, preprocessing.json and predict.py; an earlier export there is"
+    " replaced.",
 )
 @click.option(
     "--images",
@@ -40,7 +41,16 @@ REMOTE = ("models:/", "runs:/")
     " (`vitdc prepare`). Without it, 64 random images with the brightness and contrast of the"
     " training images are taken.",
 )
-def command(model: str, format_: str, output: Path, images: Path | None) -> None:
+@click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the clusters, as `vitdc explore` writes them; by default RESULTS"
+    ".annotations.json beside the results directory, if it is there.",
+)
+def command(
+    model: str, format_: str, output: Path, images: Path | None, names: Path | None
+) -> None:
     """Write a model as ONNX, as a torch.export archive or as safetensors.
 
     MODEL is a results directory, a model directory (checkpoint/ and clustering/), or a model of
@@ -57,52 +67,32 @@ def command(model: str, format_: str, output: Path, images: Path | None) -> None
     """
     from vitdc.config import ComputeConfig
     from vitdc.export import export_model, read_images
+    from vitdc.inference import find_model
     from vitdc.prediction import Predictor
 
-    directory = _find(model)
-    predictor = Predictor.load(directory, ComputeConfig(device="cpu"))
+    found = find_model(model, names=names)
+    predictor = Predictor.load(found.directory, ComputeConfig(device="cpu"))
+    clusters = range(predictor.num_clusters)
     exported = export_model(
         predictor,
         format=format_,
         output=output,
         images=None if images is None else read_images(images, predictor.image_shape),
-        cluster_names=_names(directory, predictor.num_clusters),
+        cluster_names={i: found.annotations.name_of(i) for i in clusters}
+        if found.annotations
+        else None,
     )
     click.echo(_describe(exported, given=images is not None))
-
-
-def _find(model: str) -> Path:
-    if not model.startswith(REMOTE):
-        return Path(model)
-    from vitdc.tracking import download_model
-
-    return download_model(model)
-
-
-def _names(directory: Path, num_clusters: int) -> dict[int, str]:
-    """The names that were given to the clusters of a results directory."""
-    from vitdc.artifacts import Annotations
-
-    if not (directory / "artifact.json").is_file():
-        return {}
-    annotations = Annotations.of_results(directory)
-    return {cluster: annotations.name_of(cluster) for cluster in range(num_clusters)}
 
 
 def _describe(exported: Export, *, given: bool) -> str:
     size = exported.file.stat().st_size / 2**20
     lines = [f"{exported.file}: {size:.1f} MB, with preprocessing.json and predict.py beside it"]
     found = exported.difference
-    if found is None:
-        lines.append(
-            "not checked, because onnxruntime is not installed here; pip install onnxruntime and"
-            " export again"
-        )
-    else:
-        kind = "of your" if given else "random"
-        advice = "" if given else " (--images checks on real ones)"
-        lines.append(
-            f"checked on {found.num_images} {kind} images{advice}: the largest difference from the"
-            f" original is {found.largest:.1e}"
-        )
+    kind = "of your" if given else "random"
+    advice = "" if given else " (--images checks on real ones)"
+    lines.append(
+        f"checked on {found.num_images} {kind} images{advice}: the largest difference from the"
+        f" original is {found.largest:.1e}"
+    )
     return "\n".join(lines)

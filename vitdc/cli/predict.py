@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -39,8 +39,7 @@ import click
 @click.option(
     "--unsure-rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.05,
-    show_default=True,
+    show_default="0.05",
     help="Share of ordinary images that may be called unsure.",
 )
 @click.option("--endpoint-url", metavar="URL", help="S3-compatible store; by default AWS.")
@@ -63,7 +62,7 @@ def command(
     output: Path | None,
     names: Path | None,
     convert: bool,
-    unsure_rate: float,
+    unsure_rate: float | None,
     endpoint_url: str | None,
     device: str,
     num_threads: int | None,
@@ -88,8 +87,9 @@ def command(
     training images of its cluster, in units of how much these vary (Mahalanobis distance). An image
     is unsure if it lies farther off than 95% of the images that the run held out, so about one
     ordinary image in 20 is; --unsure-rate changes that. If the run held out fewer than 100 images,
-    its training images are asked, each compared with all the others. It tells images unlike
-    anything in training; for one between two clusters look at the margin.
+    or fewer than the rate needs (99 for 0.01), its training images are asked, each compared with
+    all the others. It tells images unlike anything in training; for one between two clusters look
+    at the margin.
 
     Files that cannot be read are listed on standard error and left out; the exit code is 1 then.
     """
@@ -103,6 +103,7 @@ def command(
     from vitdc.config import ComputeConfig
     from vitdc.data.decoding import num_cores
     from vitdc.inference import (
+        WriteError,
         default_threads,
         find_model,
         list_images,
@@ -130,6 +131,7 @@ def command(
     with (
         tqdm(total=total, desc="predict", unit=" images", disable=None) as progress,
         _open(output) as file,
+        closing(results),
     ):
         try:
             counts = write_rows(
@@ -141,8 +143,8 @@ def command(
                 ),
                 on_progress=progress.update,
             )
-        except BrokenPipeError:
-            _end_quietly()
+        except WriteError as failure:
+            _give_up(file, output, failure.error)
     if counts.unreadable:
         click.echo(
             f"vitdc: {counts.unreadable} of {total} images cannot be read and were skipped; all"
@@ -163,7 +165,12 @@ def _open(output: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def _end_quietly() -> NoReturn:
-    """End as a program does whose reader has had enough (`| head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
-    sys.exit(128 + signal.SIGPIPE)
+def _give_up(file: TextIO, output: Path | None, error: OSError) -> NoReturn:
+    """End without a table, quietly if its reader has had enough (`| head`)."""
+    from vitdc.errors import TrainingError
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is still buffered
+    if isinstance(error, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)
+    where = "standard output" if output is None else output
+    raise TrainingError(f"{where}: cannot be written: {error.strerror}")

@@ -104,8 +104,6 @@ def parse_docstring(function: Callable[..., Any]) -> tuple[str, Mapping[str, str
 
 # --- what the commands do ----------------------------------------------------------------------
 
-ROUND_OPTIONS = ("initial", "previous", "last", "round")
-
 
 def _arguments(
     function: Callable[..., Any], params: Params, paths: dict[str, Any]

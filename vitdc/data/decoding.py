@@ -19,15 +19,20 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from vitdc.errors import TrainingError
+
 if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import BaseContext
 
     from PIL import Image
 
@@ -38,6 +43,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 DRAFT_FACTOR = 2
 PRELOADED = ["PIL.Image", "PIL.ImageOps", "vitdc.data.decoding"]  # by the server of the workers
 
+
+class Unreadable(NamedTuple):
+    """In the place of a file that its store would not give.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+
+File = str | bytes | Unreadable  # its path, its content, or why there is neither
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -143,11 +160,14 @@ def fit(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
+def decode_chunk(files: Iterable[File], pixels: Pixels) -> Decoded:
     """Decode a few files; those that cannot be are left out and explained."""
     images, problems = [], {}
-    with _quiet_pillow():
+    with _quiet_pillow:
         for position, file in enumerate(files):
+            if isinstance(file, Unreadable):
+                problems[position] = file.reason
+                continue
             try:
                 images.append(decode(file, pixels))
             except Exception as error:  # codecs raise anything on hostile bytes
@@ -155,45 +175,82 @@ def decode_chunk(files: Iterable[str | bytes], pixels: Pixels) -> Decoded:
     return Decoded(np.array(images, np.uint8).reshape(-1, *pixels.shape), problems)
 
 
+class Stop:
+    """Ends a decoding from any thread, even in the middle of a file if processes are at work."""
+
+    def __init__(self) -> None:
+        self._lock, self._set = threading.Lock(), False
+        self._pipe: tuple[Connection, Connection] | None = None
+
+    def set(self) -> None:
+        with self._lock:
+            if self._pipe and not self._set:
+                self._pipe[1].send_bytes(b"")  # never read, so all processes see it
+            self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def open(self, context: BaseContext) -> Connection:
+        """What becomes readable when it is set."""
+        with self._lock:
+            self._pipe = context.Pipe(duplex=False)
+            if self._set:
+                self._pipe[1].send_bytes(b"")
+            return self._pipe[0]
+
+
 def decode_chunks(
-    chunks: Iterable[Sequence[str | bytes]],
+    chunks: Iterable[Sequence[File]],
     pixels: Pixels,
     *,
     num_workers: int,
     quick_start: bool = False,
+    stop: Stop | None = None,
 ) -> Generator[Decoded]:
     """Decode chunk after chunk in processes, in order and a bounded way ahead.
 
     Close the iterator to end the processes early.
 
     Args:
-        chunks: Paths or contents of the files of each chunk.
+        chunks: The files of each chunk.
         pixels: What is wanted of every image.
         num_workers: Processes; with one, everything happens in this process.
         quick_start: Fork the processes of this and later calls from one that has imported what
             they need. Only for threads beside the main one: Ctrl-C may interrupt the main thread
             while a process is being forked for it, which would then complain.
+        stop: When it is set, results are not whole any more, and end.
+
+    Raises:
+        TrainingError: A process was killed.
     """
+    stop = stop or Stop()
     if num_workers == 1:
-        yield from (decode_chunk(files, pixels) for files in chunks)
+        for files in chunks:
+            yield decode_chunk(takewhile(lambda _: not stop.is_set(), files), pixels)
         return
     # spawn: a forked child would inherit the locks of whatever threads run here
     context = multiprocessing.get_context("forkserver" if quick_start else "spawn")
     if quick_start:
         context.set_forkserver_preload(PRELOADED)
-    stop = context.Event()
     executor = ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(stop.open(context),)
     )
 
-    def submit(files: Sequence[str | bytes]) -> Future[Decoded]:
+    def submit(files: Sequence[File]) -> Future[Decoded]:
         with _interrupts_held_back():  # in the process too that this may start
             return executor.submit(_decode_in_worker, files, pixels)
 
     try:
         yield from ordered_map(submit, chunks, ahead=2 * num_workers)
+    except BrokenProcessPool:
+        if not stop.is_set():
+            raise TrainingError(
+                "a process that decodes images was killed; if there was too little memory for it,"
+                " use fewer cores (taskset) or smaller images"
+            ) from None
     finally:
-        stop.set()  # chunks that the executor has handed out cannot be cancelled any more
+        stop.set()  # chunks that the executor has handed out cannot be cancelled
         executor.shutdown(cancel_futures=True)
 
 
@@ -224,19 +281,35 @@ def ordered_map(
             future.cancel()
 
 
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Switch Pillow's own size limit and warnings off: `max_pixels` and `problems` replace them."""
-    from PIL import Image
+class _QuietPillow:
+    """Switches Pillow's own size limit and warnings off: `max_pixels` and `problems` replace them.
 
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    Both belong to the whole process, so the first thread that decodes switches them off, and the
+    last one on.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._undo = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        from PIL import Image
+
+        with self._lock:
+            if self._threads == 0:
+                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                Image.MAX_IMAGE_PIXELS = None
+                self._undo.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                self._undo.close()
+
+
+_quiet_pillow = _QuietPillow()
 
 
 def _reason(error: Exception) -> str:
@@ -259,22 +332,41 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_stop: Event  # of a worker process: set when its results are no longer wanted
+# of a worker process
+_state = threading.Lock()
+_is_at_work = False
+_is_stopped = False  # its results are no longer wanted
 
 
-def _start_worker(stop: Event) -> None:
-    """Never outlive the parent process, even if it is killed."""
-    global _stop
-    _stop = stop
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+def _start_worker(stop: Connection) -> None:
+    threading.Thread(target=_watch, args=(stop,), daemon=True).start()
 
 
-def _decode_in_worker(files: Sequence[str | bytes], pixels: Pixels) -> Decoded:
-    return decode_chunk(takewhile(lambda _: not _stop.is_set(), files), pixels)
+def _decode_in_worker(files: Sequence[File], pixels: Pixels) -> Decoded:
+    global _is_at_work
+    with _state:
+        _is_at_work = True
+    try:
+        return decode_chunk(takewhile(lambda _: not _is_stopped, files), pixels)
+    finally:
+        with _state:
+            _is_at_work = False
 
 
-def _exit_with_parent() -> None:
+def _watch(stop: Connection) -> None:
+    """Never outlive the parent process, even if it is killed; drop a file that is not wanted.
+
+    Reading one may take forever. Between files a process lives on: it may be in the middle of
+    sending a result, and whoever receives half of one waits for the rest.
+    """
+    global _is_stopped
     parent = multiprocessing.parent_process()
     assert parent is not None
+    if parent.sentinel in wait([parent.sentinel, stop]):
+        os._exit(1)
+    with _state:
+        _is_stopped = True
+        if _is_at_work:
+            os._exit(0)
     parent.join()
     os._exit(1)

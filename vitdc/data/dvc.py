@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from vitdc import environment
 from vitdc.config import DataConfig
+from vitdc.data.decoding import File
 from vitdc.data.fetching import CHUNK_SIZE, fetch_all
 from vitdc.errors import InputError, mask_credentials, one_line
 
@@ -89,7 +90,7 @@ class TrackedFolder:
         """All files that DVC tracks below the folder, as relative paths."""
         return list(self._listing.entries)
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+    def files(self, names: Sequence[str]) -> Generator[File]:
         """Paths of the files that are on this machine, contents of those that are not."""
         return fetch_all(self._fetch, names)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vitdc.config import DataConfig
-from vitdc.data.decoding import EXTENSIONS, Decoded, Pixels, decode_chunks, num_cores
+from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
@@ -53,8 +53,14 @@ class Store(Protocol):
     def origin(self) -> Mapping[str, str]:
         """As of `Source`; known when `names` have been listed."""
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
-        """The files themselves, in the order of `names`: a path or the content of each."""
+    def files(self, names: Sequence[str]) -> Generator[File]:
+        """The files themselves, in the order of `names`: a path or the content of each.
+
+        `Unreadable` stands for one that cannot be had while others can.
+
+        Raises:
+            InputError: The place cannot be reached, or knows nothing of whoever asks.
+        """
 
 
 class Layout(NamedTuple):
@@ -233,9 +239,10 @@ def read_layout(store: Store) -> Layout:
     """List the images of `store` and derive their labels from the layout.
 
     Raises:
-        InputError: There are no images, or the layout is ambiguous.
+        InputError: There are no images, the layout is ambiguous, or a name cannot be written.
     """
     names = select_images(store.names(), store.location)
+    check_encoding(names, store.location)
     class_names = _class_names(names, store.location)
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
     labels = [label_of[name.partition("/")[0]] if label_of else -1 for name in names]
@@ -246,7 +253,7 @@ def select_images(names: Iterable[str], location: str) -> list[str]:
     """The images among `names`, sorted; what is ignored is mentioned.
 
     Raises:
-        InputError: There are none, or one has a name that cannot be written.
+        InputError: There are none.
     """
     visible = [name for name in names if not is_hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
@@ -256,7 +263,6 @@ def select_images(names: Iterable[str], location: str) -> list[str]:
             f"{location}: no images here ({len(ignored)} other files{_examples(ignored)});"
             f" images are files ending in {' '.join(EXTENSIONS)}"
         )
-    _check_encoding(images, location)
     if ignored:
         logger.warning(
             "%s: ignored %d files that are no images by their extension%s",
@@ -289,7 +295,12 @@ def _class_names(names: Sequence[str], location: str) -> tuple[str, ...]:
     return tuple(class_names)
 
 
-def _check_encoding(names: Sequence[str], location: str) -> None:
+def check_encoding(names: Sequence[str], location: str) -> None:
+    """Refuse names that no text file can hold.
+
+    Raises:
+        InputError: One is not UTF-8.
+    """
     for name in names:
         try:
             name.encode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from vitdc.data.decoding import File
 from vitdc.errors import InputError
 
 
@@ -44,7 +45,7 @@ class Folder:
         """Of every file its size and time of change, which change with the content."""
         return {name: _state(f"{self.location}/{name}") for name in self.names()}
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+    def files(self, names: Sequence[str]) -> Generator[File]:
         """The files' paths."""
         yield from (f"{self.location}/{name}" for name in names)
 

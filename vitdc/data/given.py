@@ -369,7 +369,7 @@ def _label_values(labels: Any) -> list[int | str]:
 
 def _label_value(value: Any) -> int | str:
     if isinstance(value, str):
-        return value
+        return str(value)  # NumPy has strings of its own
     if value is None:
         return UNKNOWN
     whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from vitdc.data.decoding import File, Unreadable
 from vitdc.data.fetching import CHUNK_SIZE, NUM_THREADS, fetch_all
 from vitdc.errors import InputError, one_line
 from vitdc.progress import progress_bar
@@ -22,6 +23,13 @@ ADVICE = {
     "SignatureDoesNotMatch": "the secret key is wrong; check your AWS credentials",
     "ExpiredToken": "the session token has expired; log in again",
     "AccessDenied": "access denied; check your AWS credentials and their right to list and read",
+}
+
+# What a store says of one object, though others may be had
+OF_ONE_OBJECT = {
+    "NoSuchKey": "no such object any more",
+    "AccessDenied": "access denied",
+    "InvalidObjectState": "archived; restore it first",
 }
 
 
@@ -84,17 +92,23 @@ class Bucket:
                 progress.update(len(entries))
         return states
 
-    def files(self, names: Sequence[str]) -> Generator[str | bytes]:
+    def files(self, names: Sequence[str]) -> Generator[File]:
         """The objects' contents, fetched by several threads a bounded way ahead."""
         return fetch_all(self._fetch, names)
 
-    def _fetch(self, name: str) -> bytes:
+    def _fetch(self, name: str) -> File:
         """Content of one object. botocore repeats failed requests, but not failed bodies."""
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
+        from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
         with _one_clear_line(self.location + name, self.client.meta.endpoint_url):
             for attempt in range(NUM_ATTEMPTS):
-                response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+                try:
+                    response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+                except ClientError as error:
+                    code = str(error.response["Error"].get("Code", ""))
+                    if code in OF_ONE_OBJECT:
+                        return Unreadable(OF_ONE_OBJECT[code])
+                    raise
                 try:
                     content: bytes = response["Body"].read()
                     return content

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vitdc.config import DataConfig
 from vitdc.data.dvc import TrackedFolder
-from vitdc.data.files import select_images
+from vitdc.data.files import check_encoding, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.opening import open_store
 from vitdc.data.s3 import Bucket
@@ -53,6 +53,8 @@ def pin(config: DataConfig) -> Pinned:
 def _listing_hash(states: Mapping[str, str], location: str) -> str:
     """SHA-256 over name and state of every image; files that are none do not count."""
     listing = hashlib.sha256()
-    for name in select_images(states, location):
+    names = select_images(states, location)
+    check_encoding(names, location)
+    for name in names:
         listing.update(json.dumps([name, states[name]]).encode() + b"\n")
     return listing.hexdigest()

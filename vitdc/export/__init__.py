@@ -42,12 +42,11 @@ class Export(NamedTuple):
 
     Attributes:
         file: The model.
-        difference: From the original, on the images it was checked with; None if nothing here
-            can run it.
+        difference: From the original, on the images it was checked with.
     """
 
     file: Path
-    difference: Difference | None
+    difference: Difference
 
 
 def export_model(
@@ -89,7 +88,7 @@ def export_model(
         (writer.directory / "preprocessing.json").write_text(text, encoding="utf-8")
         shutil.copyfile(RECIPE, writer.directory / "predict.py")
         run = kind.open(file, json.loads(text))  # as whoever loads it has it
-        difference = compare(graph, run, images) if run else None
+        difference = compare(graph, run, images)
     return Export(output / kind.file_name, difference)
 
 

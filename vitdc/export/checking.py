@@ -12,11 +12,12 @@ import torch
 
 from vitdc.artifacts import Checkpoint, Dataset
 from vitdc.config import DataConfig
-from vitdc.data.decoding import Pixels, decode_chunk
+from vitdc.data.decoding import decode_chunk
 from vitdc.data.files import stream_images
 from vitdc.data.opening import open_store
 from vitdc.errors import InputError, TrainingError
 from vitdc.export.graph import ClusteringGraph
+from vitdc.inference import wanted_pixels
 from vitdc.model import images_to_tensor
 
 TOLERANCE = 1e-4  # of distances, relative to the longest embedding if it is longer than 1
@@ -119,7 +120,7 @@ def read_images(path: Path, shape: Shape) -> np.ndarray:
             )
         return np.array(dataset.train.images[:MAX_IMAGES])
     if path.is_file():
-        decoded = decode_chunk([str(path)], Pixels(shape[0], shape[2], DataConfig().max_pixels))
+        decoded = decode_chunk([str(path)], wanted_pixels(shape, convert=True))
         if decoded.problems:
             raise InputError(f"{path}: unreadable ({decoded.problems[0]})")
         return decoded.images

@@ -35,8 +35,8 @@ class Format(Protocol):
     def write(self, graph: ClusteringGraph, image_shape: tuple[int, int, int], file: Path) -> None:
         """Store the graph, for batches of any size."""
 
-    def open(self, file: Path, description: Mapping[str, Any]) -> Run | None:
-        """Load it as another program would; None if what it needs is not installed here."""
+    def open(self, file: Path, description: Mapping[str, Any]) -> Run:
+        """Load it as another program would."""
 
 
 class Onnx:
@@ -45,11 +45,12 @@ class Onnx:
     file_name = "model.onnx"
 
     def check_packages(self) -> None:
-        missing = [name for name in ("onnx", "onnxscript") if not find_spec(name)]
+        needed = ("onnx", "onnxscript", "onnxruntime")  # the last one checks what was written
+        missing = [name for name in needed if not find_spec(name)]
         if missing:
             raise InputError(
                 f"export: ONNX needs {' and '.join(missing)}, which this environment lacks; run"
-                " pip install 'vitdc[onnx]', or take --format pt2"
+                f" pip install {' '.join(missing)}, or take --format pt2"
             )
 
     def write(self, graph: ClusteringGraph, image_shape: tuple[int, int, int], file: Path) -> None:
@@ -67,9 +68,7 @@ class Onnx:
                 verbose=False,
             )
 
-    def open(self, file: Path, description: Mapping[str, Any]) -> Run | None:
-        if not find_spec("onnxruntime"):
-            return None
+    def open(self, file: Path, description: Mapping[str, Any]) -> Run:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -90,7 +89,7 @@ class ExportedProgram:
             program = torch.export.export(graph, _example(image_shape), dynamic_shapes=_any_batch())
             torch.export.save(program, file)
 
-    def open(self, file: Path, description: Mapping[str, Any]) -> Run | None:
+    def open(self, file: Path, description: Mapping[str, Any]) -> Run:
         module = torch.export.load(file).module()
 
         def run(images: np.ndarray) -> Outputs:
@@ -116,7 +115,7 @@ class Weights:
         tensors = {name: value.contiguous() for name, value in (weights | constants).items()}
         save_file(tensors, file)
 
-    def open(self, file: Path, description: Mapping[str, Any]) -> Run | None:
+    def open(self, file: Path, description: Mapping[str, Any]) -> Run:
         recipe = import_module("vitdc.export.predict")
         run = recipe.load_safetensors(file, description)
         return lambda images: Outputs(**run(images))

@@ -21,6 +21,8 @@ def read_image(path, spec):
     with Image.open(path) as image:
         image.draft(None, (2 * size[0], 2 * size[1]))  # large JPEGs decode smaller
         image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F"):
+            raise ValueError(f"{path}: pixels of mode {image.mode} (32 bits) have no defined range")
         if image.mode.startswith("I;16"):  # Pillow would cut off what is brighter than 255
             image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
         if image.has_transparency_data:
@@ -105,9 +107,10 @@ def main(paths):
         images = read_image(path, description["input"])[None]
         found = run(images)
         cluster = found["cluster"][0]
-        unsure = limit is not None and bool(found["atypicality"][0] > limit)
-        name = description["cluster_names"][cluster]
-        table.writerow((path, cluster, name, f"{found['distances'][0, cluster]:.4f}", unsure))
+        unsure = limit is not None and found["atypicality"][0] > limit
+        name, distance = description["cluster_names"][cluster], found["distances"][0, cluster]
+        row = (path, cluster, name, f"{distance:.4f}", "true" if unsure else "false")
+        table.writerow(row)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Its name stands in every model that has been logged (`packaging.LOADER_MODULE`),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,13 @@ class BadRequest(MlflowException):
         pass
 
 
-def _images(data: pd.DataFrame) -> Iterator[Any]:
-    """One by one. Of {"inputs": ["base64", ...]} MLflow makes one row with the whole list."""
-    for cell in data[IMAGE]:
-        if isinstance(cell, list) and all(isinstance(image, str) for image in cell):
-            yield from cell
-        else:
-            yield cell
+def _images(data: pd.DataFrame) -> list[Any]:
+    """One by one. Of {"inputs": ["base64", ...]} MLflow makes one row with the whole list.
+
+    Among several rows such a list stands for no image, or the answers would not be those of rows.
+    """
+    cells: list[Any] = data[IMAGE].tolist()
+    alone = cells[0] if len(cells) == 1 else None
+    if isinstance(alone, list) and all(isinstance(image, str) for image in alone):
+        return alone
+    return cells
