@@ -50,7 +50,8 @@ def podman(*arguments: str) -> str:
 def test_push_prints_the_name_that_the_registry_knows_the_image_by(
     registry: str, pushed: str
 ) -> None:
-    line = ["make", "push", f"IMAGE={pushed}", "ENGINE=podman", "PUSH_OPTIONS=--tls-verify=false"]
+    line = ["make", "--no-print-directory", "push", f"IMAGE={pushed}", "ENGINE=podman"]
+    line += ["PUSH_OPTIONS=--tls-verify=false"]
     printed = subprocess.check_output(line, cwd=ROOT, text=True).splitlines()[-1]
     manifest = requests.get(
         f"http://{registry}/v2/me/vitdc/manifests/1.0", headers={"Accept": MANIFESTS}, timeout=60
