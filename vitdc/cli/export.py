@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitdc.cli.options import names_option
+
 if TYPE_CHECKING:
     from vitdc.export import Export
 
@@ -41,13 +43,7 @@ FORMATS = ("onnx", "pt2", "safetensors")
     " (`vitdc prepare`). Without it, 64 random images with the brightness and contrast of the"
     " training images are taken.",
 )
-@click.option(
-    "--names",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Names of the clusters, as `vitdc explore` writes them; by default RESULTS"
-    ".annotations.json beside the results directory, if it is there.",
-)
+@names_option
 def command(
     model: str, format_: str, output: Path, images: Path | None, names: Path | None
 ) -> None:

@@ -20,3 +20,11 @@ PARAMS_OPTIONS = (
         help="Change a parameter for this command; may be repeated.",
     ),
 )
+
+names_option = click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the clusters, as `vitdc explore` writes them; by default RESULTS"
+    ".annotations.json beside the results directory, if it is there.",
+)

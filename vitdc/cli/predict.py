@@ -12,6 +12,8 @@ from typing import NoReturn, TextIO
 
 import click
 
+from vitdc.cli.options import names_option
+
 
 @click.command("predict")
 @click.argument("model")
@@ -22,13 +24,7 @@ import click
     metavar="FILE",
     help="Write the table to FILE, whole or not at all, instead of standard output.",
 )
-@click.option(
-    "--names",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Names of the clusters, as `vitdc explore` writes them; by default RESULTS"
-    ".annotations.json beside the results directory, if it is there.",
-)
+@names_option
 @click.option(
     "--convert/--no-convert",
     default=True,
