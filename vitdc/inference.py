@@ -29,7 +29,7 @@ from vitdc import artifacts
 from vitdc.artifacts import Annotations
 from vitdc.config import DataConfig
 from vitdc.data.decoding import File, Pixels, Stop, Unreadable, decode_chunks, num_cores
-from vitdc.data.files import Store, select_images
+from vitdc.data.files import Store, is_text, select_images
 from vitdc.data.folder import Folder
 from vitdc.data.s3 import SCHEME, Bucket
 from vitdc.errors import InputError
@@ -248,20 +248,12 @@ def _files(listings: Iterable[Listing]) -> Iterator[list[File]]:
         with closing(listing.store.files(listing.names)) as files:
             for names in _names([listing]):
                 chunk = zip(names, islice(files, len(names)), strict=True)
-                yield [file if _is_text(name) else NOT_UTF8 for name, file in chunk]
+                yield [file if is_text(name) else NOT_UTF8 for name, file in chunk]
 
 
 def _shown(name: str) -> str:
     """A name that any terminal takes."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Ahead(Generic[Item]):

@@ -302,12 +302,17 @@ def check_encoding(names: Sequence[str], location: str) -> None:
         InputError: One is not UTF-8.
     """
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(
-                f"{location}: the file name {name!a} is not valid UTF-8; rename it"
-            ) from None
+        if not is_text(name):
+            raise InputError(f"{location}: the file name {name!a} is not valid UTF-8; rename it")
+
+
+def is_text(name: str) -> bool:
+    """Whether a name of a file is UTF-8, so that a text file can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _examples(names: Sequence[str], number: int = 3) -> str:
