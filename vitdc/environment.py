@@ -1,10 +1,16 @@
-"""Environment variables that a library reads, set for as long as it is used."""
+"""Environment variables: what one says, and those of a library, set for as long as it is used."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+
+
+def user_cache(name: str) -> Path:
+    """A directory of the user's cache, XDG_CACHE_HOME or ~/.cache; it may not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vitdc", name)
 
 
 @contextmanager

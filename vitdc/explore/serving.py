@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import uvicorn
 
+from vitdc import environment
 from vitdc.errors import InputError
 from vitdc.explore.collection import Collection
 from vitdc.explore.finding import FinishedRun
@@ -76,8 +77,7 @@ def cache_directory(run: FinishedRun) -> Path:
     Raises:
         InputError: It cannot be written.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = root / "vitdc" / "explore" / run.dataset_digest[:16]
+    directory = environment.user_cache("explore") / run.dataset_digest[:16]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

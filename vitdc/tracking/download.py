@@ -8,7 +8,6 @@ never called.
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vitdc import artifacts
+from vitdc import artifacts, environment
 from vitdc.artifacts import Checkpoint, Clustering
 from vitdc.errors import InputError
 from vitdc.tracking.packaging import LOADER_MODULE, MODEL_PARTS
@@ -84,8 +83,7 @@ def fetch(client: MlflowClient, stored: StoredModel, uri: str) -> Path:
 
 def cache_directory() -> Path:
     """Where downloaded models are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vitdc" / "models"
+    return environment.user_cache("models")
 
 
 @contextmanager
