@@ -193,13 +193,12 @@ class MapView {
 
   #key(event) {
     const step = 60;
-    const middle = this.scatter?.points ? this.#middle() : null;
     const actions = {
       ArrowLeft: () => this.scatter.pan(step, 0), ArrowRight: () => this.scatter.pan(-step, 0),
       ArrowUp: () => this.scatter.pan(0, step), ArrowDown: () => this.scatter.pan(0, -step),
       "+": () => this.scatter.zoom(1.4), "=": () => this.scatter.zoom(1.4), "-": () => this.scatter.zoom(1 / 1.4), 0: () => this.scatter.reset(),
       Escape: () => this.select(null),
-      Enter: () => { if (middle !== null) this.#pick(middle); },
+      Enter: () => { const middle = this.#middle(); if (middle !== null) this.#pick(middle); },
       a: () => this.select(this.scatter.inSight()),
     };
     const key = event.key === "A" ? "a" : event.key;
