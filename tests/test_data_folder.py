@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import is_group_alive, wait_until
 
 from vitdc.artifacts import Dataset
 from vitdc.config import DataConfig
@@ -282,18 +283,3 @@ def test_ending_early_leaves_no_process_behind(tmp_path, ending, delay):
         assert not index.parent.exists()
         assert stderr.decode().rstrip().endswith("KeyboardInterrupt")
         assert stderr.count(b"Traceback") == 1, stderr.decode()
-
-
-def wait_until(condition, timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def is_group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import toys
 from PIL import Image
+from processes import is_group_alive, wait_until
 from servers import S3Server
 
 from vitdc import artifacts, cli, loop, steps
@@ -289,10 +290,7 @@ def test_ctrl_c_waits_for_no_file(folder_run: FolderRun, tmp_path: Path) -> None
     os.close(writer)
     assert (process.returncode, out) == (130, "")
     assert err.strip() == "vitdc: interrupted; nothing half-written is left"
-    deadline = time.monotonic() + 60
-    while is_group_alive(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not is_group_alive(process.pid))
 
 
 def open_for_writing(pipe: Path) -> int:
@@ -304,14 +302,6 @@ def open_for_writing(pipe: Path) -> int:
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-
-
-def is_group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def in_a_process(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import wait_until
 from test_tracking import HISTORY, METRICS, ROWS, evaluate, make_params, record
 from toys import ToyRun, contents
 
@@ -86,13 +87,6 @@ def open_outbox(directory: Path, recipient: Recipient) -> Outbox:
 def tell(box: Outbox, *steps: int) -> None:
     for step in steps:
         box.tell("points", points=[("loss", step, 0.5, 1000 + step)], results=True)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- the journal ---------------------------------------------------------------------------------
