@@ -35,7 +35,7 @@ def test_a_container_is_told_which_run_it_fills_once_that_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = Engine()
-    shared = {"MLFLOW_TRACKING_URI": "sqlite:////root/mlflow.db"}
+    shared = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     for record in ("", "run/job"):
         monkeypatch.setenv(RECORD_VARIABLE, record)
         assert run_container(engine, "image", ["work"], {}, environment=shared) == 0
