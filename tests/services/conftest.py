@@ -14,14 +14,13 @@ import psycopg
 import pytest
 import requests
 import servers
-from stack import ADMIN, MEMBER, READER, ROOT, Tracking
+from stack import ADMIN, CHROMIUM, MEMBER, READER, ROOT, Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from playwright.sync_api import Browser, Page, Playwright
 
 HERE = Path(__file__).parent
-CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

@@ -24,15 +24,14 @@ import toys
 import yaml
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Playwright, Route, expect
+from stack import CHROMIUM, SCREENSHOTS
 from toys import ToyRun
 
 from vitdc.artifacts.annotations import Annotations
 
 pytestmark = pytest.mark.services
 
-ROOT = Path(__file__).parents[2]
-SCREENSHOTS = ROOT / ".ci" / "artifacts" / "explore"
-CHROMIUM = "/usr/bin/chromium"
+PICTURES = SCREENSHOTS / "explore"
 OPTIONS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 LAPTOP = {"width": 1280, "height": 800}
 PROGRAM = "from vitdc.cli import main; main()"
@@ -170,8 +169,14 @@ def corrections(output: Path) -> Annotations:
 
 def shoot(page: Page, name: str) -> None:
     page.evaluate(PICTURES_LOADED)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{name}.png")
+
+
+def give_name(page: Page, name: str) -> None:
+    """Name the cluster that is shown."""
+    page.locator("#name").fill(name)
+    page.keyboard.press("Enter")
 
 
 def tiles(page: Page) -> Locator:
@@ -294,8 +299,7 @@ def test_undo_in_a_message_undoes_what_the_message_says(
     open_page: Callable[..., Page], output: Path
 ) -> None:
     page = open_page("clusters/3")
-    page.locator("#name").fill("threes")
-    page.keyboard.press("Enter")
+    give_name(page, "threes")
     expect(page.locator("#toasts")).to_contain_text("is called “threes”")
     focus_images(page)
     page.keyboard.press("w")
@@ -312,11 +316,9 @@ def test_undo_does_not_take_away_what_another_tab_did_since(
 ) -> None:
     one = open_page("clusters/0")
     other = open_page("clusters/0", beside=one)
-    one.locator("#name").fill("first")
-    one.keyboard.press("Enter")
+    give_name(one, "first")
     expect(other.locator("#name")).to_have_value("first")
-    other.locator("#name").fill("second")
-    other.keyboard.press("Enter")
+    give_name(other, "second")
     expect(one.locator("#name")).to_have_value("second")
     one.locator("body").press("Control+z")
     expect(one.locator(".toast.bad")).to_contain_text("Changed since, so it is not undone")
@@ -438,11 +440,9 @@ def test_two_tabs_lose_nothing_and_see_each_other(
 ) -> None:
     one = open_page("clusters/0")
     other = open_page("clusters/1", beside=one)
-    one.locator("#name").fill("from one")
-    one.keyboard.press("Enter")
+    give_name(one, "from one")
     expect(other.locator("#sidebar")).to_contain_text("from one")
-    other.locator("#name").fill("from the other")
-    other.keyboard.press("Enter")
+    give_name(other, "from the other")
     expect(one.locator("#sidebar")).to_contain_text("from the other")
     assert corrections(output).names == {0: "from one", 1: "from the other"}
 
@@ -450,11 +450,9 @@ def test_two_tabs_lose_nothing_and_see_each_other(
 def test_what_another_browser_changed_stays(open_page: Callable[..., Page], output: Path) -> None:
     one = open_page("clusters/0")
     other = open_page("clusters/1", refusals=(OUTDATED,))
-    one.locator("#name").fill("from one")
-    one.keyboard.press("Enter")
+    give_name(one, "from one")
     expect(one.locator("#toasts")).to_contain_text("from one")
-    other.locator("#name").fill("from the other")
-    other.keyboard.press("Enter")
+    give_name(other, "from the other")
     expect(other.locator("#sidebar")).to_contain_text("from the other")
     expect(other.locator("#sidebar")).to_contain_text("from one")
     assert corrections(output).names == {0: "from one", 1: "from the other"}
@@ -464,19 +462,16 @@ def test_two_browsers_that_change_the_same_are_told(
     open_page: Callable[..., Page], output: Path
 ) -> None:
     one, other = open_page("clusters/0"), open_page("clusters/0", refusals=(OUTDATED,))
-    one.locator("#name").fill("mine")
-    one.keyboard.press("Enter")
+    give_name(one, "mine")
     expect(one.locator("#toasts")).to_contain_text("mine")
-    other.locator("#name").fill("no, mine")
-    other.keyboard.press("Enter")
+    give_name(other, "no, mine")
     expect(other.locator("#toasts")).to_contain_text("Another tab changed the same")
     assert corrections(output).names == {0: "mine"}
 
 
 def test_names_and_assignments_are_exported(open_page: Callable[..., Page]) -> None:
     page = open_page("clusters/5")
-    page.locator("#name").fill("fives")
-    page.keyboard.press("Enter")
+    give_name(page, "fives")
     expect(page.locator("#toasts")).to_contain_text("fives")
     for name, rows in (("names", 10), ("assignments", 400)):
         page.locator(".menu summary").click()
@@ -677,8 +672,7 @@ def test_a_cluster_picked_out_stays_so_when_something_is_corrected(
     current = page.locator("#sidebar .entry[aria-current]")
     page.locator("#sidebar .entry").nth(2).click()
     expect(current).to_contain_text("Cluster 2")
-    other.locator("#name").fill("twos")
-    other.keyboard.press("Enter")
+    give_name(other, "twos")
     expect(current).to_contain_text("twos")
     other.get_by_role("button", name="Merge into").click()
     other.locator("#into").select_option("6")
@@ -985,8 +979,7 @@ def test_a_page_of_another_run_changes_nothing_and_says_so(
         expect(tiles(page).first).to_be_visible()
     port = address.rstrip("/").rpartition(":")[2]
     with explore(other_results, "--port", port):
-        page.locator("#name").fill("zeros")
-        page.keyboard.press("Enter")
+        give_name(page, "zeros")
         message = page.locator(".toast.bad")
         expect(message).to_contain_text("another run is served here now")
         assert not Annotations.path_for(other_results).exists()
