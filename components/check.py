@@ -9,28 +9,25 @@ from components.base import component
 def check(
     embeddings: dsl.Input[dsl.Dataset],
     before: dsl.Input[dsl.Artifact],
-    joint: dict,
-    convergence: dict,
-    max_rounds: int,
-    record: str,
+    settings: dict,
     round: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    previous: dsl.Input[dsl.Artifact] | None = None,
+    previous: dsl.Input[dsl.Artifact] = None,
 ) -> str:
     """Compute the exact joint loss of a round and decide whether the rounds go on."""
     from pathlib import Path
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting():
+    with kubeflow.configured(settings) as config:
         made = steps.check(
             embeddings=Path(embeddings.path),
             clustering=kubeflow.state(before).clustering,
             previous=Path(previous.path) if previous else None,
-            **kubeflow.sections(joint=joint, convergence=kubeflow.capped(convergence, max_rounds)),
+            **config,
             output=Path(round.path),
         )
         kubeflow.describe(round, made)
         kubeflow.log_metrics(metrics, made)
-        kubeflow.record_round(record, made, kubeflow.state(before))
+        kubeflow.record_round(settings["record"], made, kubeflow.state(before))
     return made.verdict

@@ -10,26 +10,22 @@ def cluster(
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
     embeddings: dsl.Input[dsl.Dataset],
-    clustering: dict,
-    compute: dict,
-    seed: int,
-    code: str,
+    settings: dict,
     state: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    before: dsl.Input[dsl.Artifact] | None = None,
+    before: dsl.Input[dsl.Artifact] = None,
 ):
     """Cluster the training embeddings; test images go to their nearest centroid."""
     from pathlib import Path
 
     from vitdc import artifacts, kubeflow, steps
 
-    with kubeflow.reporting(code):
+    with kubeflow.configured(settings) as config:
         made = steps.cluster(
             dataset=Path(dataset.path),
             embeddings=Path(embeddings.path),
             previous=kubeflow.state(before).clustering if before else None,
-            **kubeflow.sections(clustering=clustering, compute=compute),
-            seed=seed,
+            **config,
             output=kubeflow.state(state).clustering,
         )
         artifacts.copy(Path(checkpoint.path), kubeflow.state(state).checkpoint)

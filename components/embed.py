@@ -9,8 +9,7 @@ from components.base import component
 def embed(
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
-    compute: dict,
-    code: str,
+    settings: dict,
     embeddings: dsl.Output[dsl.Dataset],
 ):
     """Embed every image of both splits, with its cross-entropy and predicted class."""
@@ -18,11 +17,11 @@ def embed(
 
     from vitdc import kubeflow, steps
 
-    with kubeflow.reporting(code):
+    with kubeflow.configured(settings) as config:
         made = steps.embed(
             dataset=Path(dataset.path),
             checkpoint=Path(checkpoint.path),
-            **kubeflow.sections(compute=compute),
+            **config,
             output=Path(embeddings.path),
         )
         kubeflow.describe(embeddings, made)

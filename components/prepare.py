@@ -17,6 +17,6 @@ def prepare(data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset
     from vitdc import kubeflow, steps
 
     with kubeflow.reporting(code):
-        made = steps.prepare(**kubeflow.sections(data=data), output=Path(dataset.path))
+        made = steps.prepare(data=kubeflow.data_section(data), output=Path(dataset.path))
         kubeflow.describe(dataset, made)
     return made.name, made.content_hash, dict(made.origin)

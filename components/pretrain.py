@@ -8,11 +8,7 @@ from components.base import component
 @component
 def pretrain(
     dataset: dsl.Input[dsl.Dataset],
-    model: dict,
-    pretraining: dict,
-    compute: dict,
-    seed: int,
-    code: str,
+    settings: dict,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -22,11 +18,13 @@ def pretrain(
     from vitdc import kubeflow, steps
 
     data = Path(dataset.path)
-    with kubeflow.reporting(code), kubeflow.watched("pretrain", 0, data) as watcher:
+    with (
+        kubeflow.configured(settings) as config,
+        kubeflow.watched("pretrain", 0, data) as watcher,
+    ):
         made = steps.pretrain(
             dataset=data,
-            **kubeflow.sections(model=model, pretraining=pretraining, compute=compute),
-            seed=seed,
+            **config,
             output=Path(checkpoint.path),
             scratch=kubeflow.scratch(),
             watcher=watcher,

@@ -9,10 +9,7 @@ from components.base import component
 def retrain(
     dataset: dsl.Input[dsl.Dataset],
     before: dsl.Input[dsl.Artifact],
-    joint: dict,
-    compute: dict,
-    seed: int,
-    code: str,
+    settings: dict,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -23,15 +20,14 @@ def retrain(
 
     data = Path(dataset.path)
     with (
-        kubeflow.reporting(code),
+        kubeflow.configured(settings) as config,
         kubeflow.watched("retrain", kubeflow.next_round(before), data) as watcher,
     ):
         made = steps.retrain(
             dataset=data,
             checkpoint=kubeflow.state(before).checkpoint,
             clustering=kubeflow.state(before).clustering,
-            **kubeflow.sections(joint=joint, compute=compute),
-            seed=seed,
+            **config,
             output=Path(checkpoint.path),
             scratch=kubeflow.scratch(),
             watcher=watcher,

@@ -13,8 +13,8 @@ from typing import Any
 from google.protobuf import json_format
 from kfp import compiler
 
-from pipelines.deep_clustering import NAME, build_pipeline
-from pipelines.sharing import share_components
+from pipelines.deep_clustering import NAME, Room, build_pipeline
+from pipelines.sharing import compact
 from pipelines.tasks import Configure
 from vitdc.code import code_version
 from vitdc.config import Params
@@ -25,43 +25,35 @@ MAX_BYTES = 700_000
 it, to which the run's status is added, and etcd refuses requests of more than 1.5 MiB."""
 
 
-def build(params: Params, *, max_rounds: int | None = None, local: bool = False) -> Any:
+def build(params: Params, *, room: Room | None = None, local: bool = False) -> Any:
     """The pipeline for `params`, whose sections become the defaults of its parameters.
 
     Args:
         params: All parameters; `kubernetes` is compiled in.
-        max_rounds: Rounds that it has room for; by default `convergence.max_rounds`.
+        room: The rounds that it has room for; by default `convergence.max_rounds`.
         local: For KFP's local runners, which need nothing of a cluster.
 
     Raises:
-        InputError: `max_rounds` is not at least 1, or less than `convergence.max_rounds`, or
-            `data.repo` has a password in it.
+        InputError: There is no room for a round, or `data.repo` has a password in it.
     """
     if params.data.repo and mask_credentials(params.data.repo) != params.data.repo:
         raise InputError(
             "data.repo: its user or password would stand in the pipeline and in its logs; use an"
             " ssh:// address, or give the tasks a .netrc or a git credential"
         )
-    wanted = params.convergence.max_rounds
-    if max_rounds is None:
-        max_rounds = wanted
-    if max_rounds < 1:
-        raise InputError(f"--max-rounds {max_rounds}: at least 1 round is needed")
-    if max_rounds < wanted:
-        raise InputError(
-            f"--max-rounds {max_rounds}: convergence.max_rounds is {wanted}; compile at least as"
-            f" many, or lower it with -S convergence.max_rounds={max_rounds}"
-        )
+    room = room or Room(params.convergence.max_rounds)
+    if room.last < room.first:
+        raise InputError(f"--max-rounds {room.last - room.first + 1}: at least 1 round is needed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         pipeline = build_pipeline(
             params,
-            max_rounds=max_rounds,
+            room=room,
             code=code_version(),
             configure=Configure(params.kubernetes, local=local),
         )
     if not local:
-        share_components(pipeline.pipeline_spec, pipeline.platform_spec)
+        compact(pipeline.pipeline_spec, pipeline.platform_spec)
     return pipeline
 
 

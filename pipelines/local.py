@@ -26,7 +26,7 @@ from kfp import dsl, local
 from kfp.local.orchestrator import task_executor
 
 from pipelines.compiling import build
-from pipelines.deep_clustering import START_RECORD
+from pipelines.deep_clustering import CONTINUE_RECORD, START_RECORD, Room
 from vitdc import artifacts, tracking
 from vitdc.artifacts import Evaluation
 from vitdc.config import Params
@@ -58,6 +58,8 @@ def run_pipeline(
     output: Path,
     root: Path,
     runner: Any = None,
+    room: Room | None = None,
+    continued_run_id: str | None = None,
 ) -> Finished:
     """Run the pipeline and copy its results to `output`.
 
@@ -67,6 +69,8 @@ def run_pipeline(
         root: Directory for the artifacts of all tasks, the cache that later runs use, unfinished
             training and the logs.
         runner: A runner of `kfp.local`; by default every task is a process of this Python.
+        room: As in `compiling.build`.
+        continued_run_id: KFP's id of the run that a `room` for later rounds continues.
 
     Raises:
         InputError: `output` or `root` cannot be written, or `output` holds something that is not
@@ -75,7 +79,7 @@ def run_pipeline(
     """
     root = root.absolute()
     _check_output(output, root)
-    pipeline = build(params, local=True)
+    pipeline = build(params, room=room, local=True)
     log = root / "logs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}.txt"
     variables = {
         SCRATCH_VARIABLE: str(root / "scratch"),
@@ -96,7 +100,7 @@ def run_pipeline(
             cache_root=str(root / "cache"),
         )
         try:
-            pipeline()
+            pipeline(**({"continued_run_id": continued_run_id} if continued_run_id else {}))
         except (KeyboardInterrupt, SystemExit):  # KFP's exit handler does not see these
             with tracking.resume_record(watch.record) as tracker:
                 tracker.failed("interrupted")
@@ -225,8 +229,8 @@ class _Watch(io.TextIOBase):
             error = _OURS.sub("", self._error) or "no error message"
             self.failure = self.failure or f"{name}: {error}"
             said = ["FAILED"]
-        if name == START_RECORD:
-            self.record = str(outputs.get("Output", ""))
+        if name in (START_RECORD, CONTINUE_RECORD) and succeeded:
+            self.record = str(outputs["evaluate"]["record"])
             os.environ[tracking.RECORD_VARIABLE] = self.record  # later tasks are told by this
         if "results" in outputs:
             self.results = Path(outputs["results"].path)

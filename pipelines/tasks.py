@@ -24,7 +24,7 @@ _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 # What a component needs beyond its inputs. Credentials go only where they are used.
 _READS_IMAGES = ("find-version", "prepare")
-_RECORDS = ("start-record", "check", "evaluate", "end-record")
+_RECORDS = ("start-record", "continue-record", "check", "evaluate", "end-record")
 _TRAINS = ("pretrain", "retrain")
 _ALWAYS_RUNS = ("find-version", *_RECORDS)
 """Not cached: what the first finds may have changed, and the others tell MLflow something."""

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 import components
-from vitdc import cli, loop, steps
-from vitdc.artifacts import RoundPaths
+from vitdc import cli, kubeflow, loop, steps
 from vitdc.config import Params, Section
 
 ROOT = Path(__file__).parent.parent
@@ -30,12 +29,8 @@ FROM_STATE = {
 # What a component takes although its step does not.
 BEYOND_STEP = {
     "prepare": {"version", "code"},
-    "pretrain": {"code"},
-    "embed": {"code"},
-    "cluster": {"code", "checkpoint"},  # to put it into the state
-    "retrain": {"code"},
-    "check": {"max_rounds", "record"},
-    "evaluate": {"record"},
+    "cluster": {"checkpoint"},  # to put it into the state
+    "evaluate": {"verdict"},  # by which the pipeline decides whether it runs
 }
 
 NOT_INPUTS = ("return", "output", "scratch", "watcher")
@@ -60,23 +55,26 @@ def test_there_is_a_component_per_step_in_a_file_of_its_own() -> None:
         assert (ROOT / "components" / f"{name}.py").is_file()
 
 
+def is_setting(key: str, hint: Any) -> bool:
+    return key == "seed" or (isinstance(hint, type) and issubclass(hint, Section))
+
+
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_a_component_takes_what_its_step_takes(name: str) -> None:
-    expected = {FROM_STATE.get((name, key), key) for key in step_arguments(name)}
-    assert set(inputs(COMPONENTS[name])) == expected | BEYOND_STEP[name]
-
-
-@pytest.mark.parametrize("name", COMPONENTS)
-def test_sections_are_dicts_paths_are_artifacts_and_the_seed_is_a_number(name: str) -> None:
-    hints = step_arguments(name)
+    arguments = step_arguments(name)
+    paths = {key for key, hint in arguments.items() if not is_setting(key, hint)}
+    artifacts = {FROM_STATE.get((name, key), key) for key in paths}
+    settings = {"data"} if name == "prepare" else {"settings"}
+    assert set(inputs(COMPONENTS[name])) == artifacts | settings | BEYOND_STEP.get(name, set())
     for key, spec in inputs(COMPONENTS[name]).items():
-        hint = hints.get(key)
-        if isinstance(hint, type) and issubclass(hint, Section) and not spec.type.startswith("sys"):
-            assert spec.type == "Dict", key
-        elif hint in (Path, RoundPaths):
-            assert spec.type.startswith("system."), key
-        elif key == "seed":
-            assert spec.type == "Integer"
+        assert (spec.type == "Dict") == (key in settings), key
+        assert spec.type.startswith("system.") == (key in artifacts | {"checkpoint"}), key
+
+
+@pytest.mark.parametrize("name", kubeflow.SETTINGS)
+def test_the_settings_of_a_task_are_those_that_its_step_takes(name: str) -> None:
+    expected = {key for key, hint in step_arguments(name).items() if is_setting(key, hint)}
+    assert set(kubeflow.SETTINGS[name]) == expected
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

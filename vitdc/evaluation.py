@@ -90,7 +90,7 @@ def collect_metrics(
         },
         "rounds": history.current.round,
         "best_round": history.best_round,
-        "stop_reason": history.verdict,
+        "stop_reason": history.stop_reason,
         "loss": history.rows[history.best_round].loss,
     }
     if pixels is not None:
@@ -182,7 +182,7 @@ def report_data(
         parameters=parameters,
         metrics=found,
         rows=rows,
-        verdict=history.verdict,
+        verdict=history.stop_reason,
         best_round=history.best_round,
         epsilon=history.epsilon,
         gamma=history.gamma,

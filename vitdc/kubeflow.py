@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from vitdc import artifacts, summary, tracking
 from vitdc.artifacts import (
+    OUT_OF_ROOM,
     Checkpoint,
     Clustering,
     Dataset,
@@ -29,11 +30,23 @@ from vitdc.artifacts import (
     RoundPaths,
 )
 from vitdc.code import code_version
-from vitdc.config import Params
+from vitdc.config import DataConfig, Params
 from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
 
 SCRATCH_VARIABLE = "VITDC_SCRATCH"
 RUN_VARIABLE = "VITDC_PIPELINE_RUN"
+
+SETTINGS = {
+    "pretrain": ("seed", "model", "pretraining", "compute"),
+    "embed": ("compute",),
+    "cluster": ("seed", "clustering", "compute"),
+    "retrain": ("seed", "joint", "compute"),
+    "check": ("joint", "convergence"),
+    "evaluate": ("seed", "evaluation", "compute"),
+}
+"""The parameters of the pipeline that a task uses."""
+RECORDING = ("check", "evaluate")
+"""The tasks of a round that record something; they are never taken from the cache."""
 
 _logger = logging.getLogger(__name__)
 
@@ -72,14 +85,57 @@ def reporting(code: str | None = None) -> Iterator[None]:
         sys.exit(exit_code(error))
 
 
-def sections(**values: Mapping[str, Any]) -> dict[str, Any]:
-    """The dict parameters of a component as the config sections of the same names.
+@contextmanager
+def configured(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Run a component's body like `reporting`, with its settings as arguments of its step.
+
+    Args:
+        settings: What `task_settings` made for the component.
+
+    Yields:
+        The config sections by their names, and `seed` where the step takes one.
+    """
+    values = parameters(settings)
+    with reporting(settings["code"]):
+        params = _params(values)
+        yield {name: getattr(params, name) for name in values}
+
+
+def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's parameters among all arguments of a component."""
+    return {name: value for name, value in given.items() if name in Params.model_fields}
+
+
+def task_settings(
+    parameters: Mapping[str, Any], *, code: str, record: str
+) -> dict[str, dict[str, Any]]:
+    """Per task the sections that it uses, and the code that is to run.
+
+    A task is given nothing else, so that Kubeflow's cache runs it again only if something changes
+    that it uses. The record goes to those that always run. Null is left out, as in all parameters
+    of the pipeline.
+
+    Args:
+        parameters: The pipeline's parameters.
+        code: The `code_version` that the pipeline was made for.
+        record: What `start_record` returned.
 
     Raises:
         InputError: A key is unknown or a value is wrong.
     """
-    params = _params(values)
-    return {name: getattr(params, name) for name in values}
+    values = _params(parameters).model_dump(mode="json", exclude_none=True)
+    settings = {
+        task: {"code": code, **{name: values[name] for name in names}}
+        for task, names in SETTINGS.items()
+    }
+    for task in RECORDING:
+        settings[task]["record"] = record
+    return settings
+
+
+def data_section(data: Mapping[str, Any]) -> DataConfig:
+    """The dict parameter `data` as its config section."""
+    return _params({"data": data}).data
 
 
 def state(artifact: Artifact) -> RoundPaths:
@@ -106,14 +162,8 @@ def pin(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """
     from vitdc.data.version import pin
 
-    pinned = pin(sections(data=data)["data"])
+    pinned = pin(data_section(data))
     return pinned.config.model_dump(mode="json", exclude_none=True), pinned.version
-
-
-def capped(convergence: Mapping[str, Any], max_rounds: int) -> dict[str, Any]:
-    """The section with at most the rounds that the pipeline was compiled for."""
-    found = sections(convergence=convergence)["convergence"]
-    return {**found.model_dump(), "max_rounds": min(found.max_rounds, max_rounds)}
 
 
 # --- MLflow --------------------------------------------------------------------------------------
@@ -122,6 +172,11 @@ def capped(convergence: Mapping[str, Any], max_rounds: int) -> dict[str, Any]:
 def start_record(parameters: Mapping[str, Any], **run: Any) -> str:
     """Make the MLflow run of the pipeline run; see `tracking.start_record`."""
     return tracking.start_record(_params(parameters), **run)
+
+
+def continue_record(parameters: Mapping[str, Any], **runs: str) -> tuple[str, dict[str, str]]:
+    """Continue the MLflow run of another pipeline run; see `tracking.continue_record`."""
+    return tracking.continue_record(_params(parameters), **runs)
 
 
 def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: Any) -> None:
@@ -177,8 +232,18 @@ def record_result(
     *,
     dataset: Path,
     model_uri: str,
+    inputs: Mapping[str, str],
 ) -> None:
     """Tell MLflow everything about the finished run, and where Kubeflow keeps its model.
+
+    Args:
+        record: What `start_record` returned.
+        evaluation: The results.
+        rounds: The artifacts of the rounds that were evaluated.
+        dataset: Directory of the Dataset.
+        model_uri: Where Kubeflow keeps the model.
+        inputs: Where Kubeflow keeps the `dataset`, the `initial` and the `last` state and the last
+            `round`, from which a run that ran out of room is continued.
 
     Raises:
         TrainingError: MLflow does not take all of it; the task can be repeated.
@@ -187,7 +252,8 @@ def record_result(
         tracking.log_evaluation(tracker, evaluation, rounds, dataset=Dataset.load(dataset))
     if tracker.left:
         raise TrainingError(f"MLflow has not taken the whole result: {tracker.left} left")
-    tracking.record_evaluated(record, model_uri=model_uri)
+    out_of_room = evaluation.metrics["stop_reason"] == OUT_OF_ROOM
+    tracking.record_evaluated(record, model_uri=model_uri, rest=inputs if out_of_room else None)
 
 
 def _params(parameters: Mapping[str, Any]) -> Params:

@@ -12,6 +12,8 @@ from vitdc.artifacts.storage import read_metadata, write_csv, writing
 
 Verdict = str
 CONTINUE, CONVERGED, LOSS_ROSE, MAX_ROUNDS = "continue", "converged", "loss-rose", "max-rounds"
+OUT_OF_ROOM = "out-of-room"
+"""Why a run stopped whose last verdict is to continue: its pipeline had room for no more rounds."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class Round:
     @property
     def current(self) -> RoundRow:
         return self.rows[-1]
+
+    @property
+    def stop_reason(self) -> Verdict:
+        """Why the rounds stopped, if these are all: the verdict, or that there was no more room."""
+        return OUT_OF_ROOM if self.verdict == CONTINUE else self.verdict
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdc.artifacts import CONVERGED, LOSS_ROSE, MAX_ROUNDS, RoundRow
+from vitdc.artifacts import CONVERGED, LOSS_ROSE, MAX_ROUNDS, OUT_OF_ROOM, RoundRow
 from vitdc.report.data import (
     ClusterPictures,
     ReportData,
@@ -177,6 +177,8 @@ def rounds_story(data: ReportData) -> str:
         why = f"stopped by the cap on rounds: l last fell by {fall:.2g}, with {threshold}."
     elif data.verdict == MAX_ROUNDS:
         why = "stopped by the cap on rounds, before l could be compared with an earlier round."
+    elif data.verdict == OUT_OF_ROOM:
+        why = "stopped because the pipeline had no room for another; a further run can continue it."
     else:
         why = f"verdict: {data.verdict}."
     best = f"Lowest l, and so the result: round {data.best_round}."

@@ -42,6 +42,7 @@ from vitdc.tracking.download import download_model
 from vitdc.tracking.naming import Point
 from vitdc.tracking.pipeline_runs import (
     RECORD_VARIABLE,
+    continue_record,
     end_record,
     find_model,
     record_evaluated,
@@ -67,6 +68,7 @@ __all__ = [
     "NullTracker",
     "Point",
     "Tracker",
+    "continue_record",
     "download_model",
     "end_record",
     "find_model",

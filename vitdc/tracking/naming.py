@@ -31,6 +31,7 @@ FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
 REGISTERED_TAG = "vitdc.registered_model"
 MODEL_TAG = "vitdc.model_uri"
+REST_TAG = "vitdc.rest"  # where the artifacts lie that a run which ran out of room continues from
 DESCRIPTION_TAG = "vitdc.description"  # a hash, by which our own text is known
 PIPELINE_RUN_TAG = "vitdc.kfp_run_id"  # of the newest one
 PIPELINE_STATE_TAG = "vitdc.kfp_run."  # and Kubeflow's id of a pipeline run

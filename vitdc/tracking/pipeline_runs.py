@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from vitdc.config import Params, TrackingConfig
+from vitdc.config import NOT_IDENTIFYING, Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
-from vitdc.tracking.naming import MODEL_TAG, PIPELINE_RUN_TAG, PIPELINE_STATE_TAG
+from vitdc.tracking.naming import (
+    MODEL_TAG,
+    PIPELINE_RUN_TAG,
+    PIPELINE_STATE_TAG,
+    REST_TAG,
+    run_params,
+)
 from vitdc.tracking.record import (
     GOING_ON,
     RunRecord,
@@ -59,6 +66,52 @@ def start_record(
     record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
     record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
     return f"{record.run_id}/{pipeline_run_id}"
+
+
+def continue_record(
+    params: Params, *, continued_run_id: str, pipeline_run_id: str
+) -> tuple[str, dict[str, str]]:
+    """Continue the MLflow run of a pipeline run that ran out of room, in another pipeline run.
+
+    Args:
+        params: All parameters; the continued run had the same.
+        continued_run_id: Kubeflow's id of the pipeline run that ran out of room.
+        pipeline_run_id: Kubeflow's id of the one that goes on.
+
+    Returns:
+        What `resume_record` needs, and the `rest` that `record_evaluated` was given.
+
+    Raises:
+        InputError: Nothing is recorded, the pipeline run has left no rest, or it had other
+            parameters.
+    """
+    problem = f"the pipeline run {continued_run_id} cannot be continued"
+    if not params.tracking.enabled:
+        raise InputError(f"{problem}: with tracking.enabled=false nobody knows its last round")
+    with open_store() as client:
+        experiment_id = find_experiment(client, params.tracking.experiment)
+        run = find_run(client, experiment_id, _state_tag(continued_run_id))
+        if run is None:
+            raise InputError(
+                f"{problem}: it is not recorded in experiment {params.tracking.experiment!r}"
+            )
+        if REST_TAG not in run.data.tags:
+            ended = run.data.tags.get("vitdc.stop_reason", "it has not ended well")
+            raise InputError(f"{problem}: it did not run out of room ({ended})")
+        _check_parameters(problem, params, run.data.params)
+        record = RunRecord.resume(client, str(run.info.run_id))
+        record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+        return f"{record.run_id}/{pipeline_run_id}", json.loads(run.data.tags[REST_TAG])
+
+
+def _check_parameters(problem: str, params: Params, recorded: Mapping[str, str]) -> None:
+    """The parameters are the recorded ones, but for the exact references that data got since."""
+    wanted = {k: v for k, v in run_params(params).items() if not k.startswith("data.")}
+    others = [name for name, value in wanted.items() if recorded.get(name, value) != value]
+    others = [name for name in others if name not in NOT_IDENTIFYING]
+    if others:
+        name = others[0]
+        raise InputError(f"{problem}: {name} was {recorded[name]}, and is {wanted[name]} now")
 
 
 @contextmanager
@@ -115,19 +168,23 @@ def _find_tracker(pipeline_run_id: str) -> Tracker:
         return MlflowTracker.of(RunRecord.resume(client, run.info.run_id)) if run else NullTracker()
 
 
-def record_evaluated(record: str, *, model_uri: str) -> None:
+def record_evaluated(record: str, *, model_uri: str, rest: Mapping[str, str] | None = None) -> None:
     """Record that the pipeline run has done all its work, and where it left its model.
 
     Args:
         record: What `start_record` returned.
         model_uri: Of a directory, in the store of the pipeline's artifacts.
+        rest: What a run that ran out of room continues from: where its artifacts lie, by name.
     """
     if record:
         run_id, _, pipeline_run_id = record.partition("/")
         with open_store() as client:
-            RunRecord.resume(client, run_id).tag(
-                {MODEL_TAG: model_uri, _state_tag(pipeline_run_id): _EVALUATED}
-            )
+            run = RunRecord.resume(client, run_id)
+            run.tag({MODEL_TAG: model_uri, _state_tag(pipeline_run_id): _EVALUATED})
+            if rest:
+                run.tag({REST_TAG: json.dumps(dict(rest))})
+            elif REST_TAG in run.tags:
+                client.delete_tag(run.run_id, REST_TAG)
 
 
 def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str) -> str:
