@@ -504,9 +504,9 @@ def test_every_role_names_what_it_grants(objects: list[Object]) -> None:
         for rule in role["rules"]:
             granted = set(rule["apiGroups"] + rule["resources"] + rule["verbs"])
             assert "*" not in granted
-            if granted & {"secrets", "configmaps", "serviceaccounts/token"}:
+            if granted & {"secrets", "configmaps"}:
                 assert rule["resourceNames"], role["metadata"]["name"]
-                assert set(rule["verbs"]) <= {"get", "create"}
+                assert rule["verbs"] == ["get"]
             assert not granted & {"pods", "pods/exec", "pods/log"}
     roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in of_kind(objects, "Role")}
     for binding in of_kind(objects, "RoleBinding"):
