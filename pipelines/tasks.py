@@ -26,6 +26,7 @@ _MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _READS_IMAGES = ("find-version", "prepare")
 _RECORDS = ("start-record", "check", "evaluate", "end-record")
 _TRAINS = ("pretrain", "retrain")
+_USES_SCRATCH = (*_TRAINS, "end-record")
 _ALWAYS_RUNS = ("find-version", *_RECORDS)
 """Not cached: what the first finds may have changed, and the others tell MLflow something."""
 
@@ -111,7 +112,7 @@ class Configure:
                 medium="Memory",
                 size_limit=size,
             )
-        if self.config.scratch_claim and component in _TRAINS:
+        if self.config.scratch_claim and component in _USES_SCRATCH:
             kubernetes.mount_pvc(task, self.config.scratch_claim, SCRATCH_PATH)
             task.set_env_variable(SCRATCH_VARIABLE, SCRATCH_PATH)
         if self.config.data_claim and component in _READS_IMAGES:

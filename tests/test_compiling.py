@@ -308,7 +308,8 @@ def test_volumes_go_where_they_are_used(tmp_path: Path) -> None:
         name: {m["mountPath"] for m in settings.get("pvcMount", [])}
         for name, _, settings in executors(*compiled(tmp_path, *EVERYTHING))
     }
-    assert {n for n, paths in mounted.items() if "/scratch" in paths} == {"pretrain", "retrain"}
+    scratch = {n for n, paths in mounted.items() if "/scratch" in paths}
+    assert scratch == {"pretrain", "retrain", "end-record"}
     assert {n for n, paths in mounted.items() if "/data" in paths} == {"prepare", "find-version"}
 
 

@@ -66,6 +66,33 @@ def test_scratch_is_apart_for_every_run_of_a_cluster(monkeypatch: pytest.MonkeyP
     assert kubeflow.scratch() == Path("/scratch/run-1")
 
 
+def test_a_run_that_has_ended_leaves_no_scratch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for run in ("run-1", "run-2"):
+        (tmp_path / run / "pretrain-0123").mkdir(parents=True)
+    status = SimpleNamespace(state="FAILED", error_message="")
+    parameters = {"tracking": {"enabled": False}}
+    for volume in (None, tmp_path, tmp_path):  # the task may be tried again
+        if volume:
+            monkeypatch.setenv(kubeflow.SCRATCH_VARIABLE, str(volume))
+        kubeflow.end_record(parameters, pipeline_run_id="run-1", status=status)
+    assert [path.name for path in tmp_path.iterdir()] == ["run-2"]
+
+
+def test_the_scratch_is_cleared_where_the_end_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run-1").mkdir()
+    monkeypatch.setenv(kubeflow.SCRATCH_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense")
+    with pytest.raises(InputError):
+        kubeflow.end_record(
+            {}, pipeline_run_id="run-1", status=SimpleNamespace(state="FAILED", error_message="")
+        )
+    assert not any(tmp_path.iterdir())
+
+
 def test_artifacts_tell_the_ui_what_they_are(toy_run: ToyRun) -> None:
     paths = toy_run.paths(1)
     for made, path, expected in (

@@ -125,20 +125,29 @@ def start_record(parameters: Mapping[str, Any], **run: Any) -> str:
 
 
 def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: Any) -> None:
-    """Record how the pipeline run ended.
+    """Record how the pipeline run ended, and clear its scratch.
 
     Args:
         parameters: The pipeline's parameters.
         pipeline_run_id: Kubeflow's id of the pipeline run.
         status: KFP's `PipelineTaskFinalStatus` of everything before.
     """
-    state = tracking.end_record(
-        _params(parameters),
-        pipeline_run_id=pipeline_run_id,
-        state=status.state,
-        reason=status.error_message or f"the pipeline ended as {status.state}",
-    )
-    print(f"pipeline run {pipeline_run_id}: {state}")
+    try:
+        state = tracking.end_record(
+            _params(parameters),
+            pipeline_run_id=pipeline_run_id,
+            state=status.state,
+            reason=status.error_message or f"the pipeline ended as {status.state}",
+        )
+        print(f"pipeline run {pipeline_run_id}: {state}")
+    finally:
+        _clear_scratch(pipeline_run_id)
+
+
+def _clear_scratch(pipeline_run_id: str) -> None:
+    """Remove what unfinished trainings of a pipeline run have left on the volume."""
+    if directory := os.environ.get(SCRATCH_VARIABLE):
+        artifacts.remove(Path(directory, pipeline_run_id))
 
 
 @contextmanager
