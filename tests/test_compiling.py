@@ -260,6 +260,14 @@ def test_credentials_go_only_to_the_tasks_that_use_them(tmp_path: Path) -> None:
     }
 
 
+def test_no_task_is_given_a_variable_that_kfps_mlflow_plugin_sets(tmp_path: Path) -> None:
+    for name, container, settings in executors(*compiled(tmp_path)):
+        variables = {each["name"] for each in container.get("env", [])}
+        for source in settings.get("secretAsEnv", []) + settings.get("configMapAsEnv", []):
+            variables |= {each["envVar"] for each in source["keyToEnv"]}
+        assert not {each for each in variables if each.startswith("MLFLOW_")}, name
+
+
 def test_tasks_with_side_effects_always_run_and_the_others_are_cached(tmp_path: Path) -> None:
     pipeline, _ = compiled(tmp_path)
     cached = {

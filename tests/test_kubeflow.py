@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,22 @@ def test_other_code_than_the_pipeline_was_compiled_from_is_refused(
         raise AssertionError("the body must not run")
     assert caught.value.code == 2
     assert "holds other code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("plugin", ["", "http://plugin"])
+def test_the_store_is_the_plugins_or_else_the_clusters(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("URI", "USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")  # so that it is as before afterwards
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+        monkeypatch.setenv(f"VITDC_TRACKING_{name}", f"our {name}")
+    if plugin:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", plugin)
+    with kubeflow.reporting():
+        assert os.environ["MLFLOW_TRACKING_URI"] == (plugin or "our URI")
+        assert os.environ.get("MLFLOW_TRACKING_USERNAME") == (None if plugin else "our USERNAME")
+        assert os.environ.get("MLFLOW_TRACKING_PASSWORD") == (None if plugin else "our PASSWORD")
 
 
 def test_sections_come_as_doubles_and_leave_as_what_they_are() -> None:

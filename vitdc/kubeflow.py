@@ -56,6 +56,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
             not come from other code, such as that of an older image.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
+    _choose_store()
     gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
     logging.getLogger("vitdc").setLevel(logging.INFO)
     end_on_sigterm()
@@ -70,6 +71,15 @@ def reporting(code: str | None = None) -> Iterator[None]:
         sys.stdout.flush()
         print(f"vitdc: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
+
+
+def _choose_store() -> None:
+    """Record where VITDC_TRACKING_* say, unless Kubeflow's MLflow plugin has named a server."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return
+    for name in ("URI", "USERNAME", "PASSWORD"):
+        if value := os.environ.get(f"VITDC_TRACKING_{name}"):
+            os.environ[f"MLFLOW_TRACKING_{name}"] = value
 
 
 def sections(**values: Mapping[str, Any]) -> dict[str, Any]:
