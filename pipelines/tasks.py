@@ -57,7 +57,6 @@ class Configure:
             return None
         return dsl.PipelineConfig(
             active_deadline_seconds=round(self.config.timeout_hours * 3600),
-            ttl_seconds_after_finished=round(self.config.keep_days * 86400),
         )
 
     def task(self, task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:

@@ -321,7 +321,7 @@ def test_volumes_go_where_they_are_used(tmp_path: Path) -> None:
     assert {n for n, paths in mounted.items() if "/data" in paths} == {"prepare", "find-version"}
 
 
-def test_failed_tasks_are_tried_again_with_growing_delays(tmp_path: Path) -> None:
+def test_lost_tasks_are_tried_again_with_growing_delays(tmp_path: Path) -> None:
     pipeline, _ = compiled(tmp_path, "kubernetes.retries=3", "kubernetes.retry_delay=5")
     for name, task, _ in tasks(pipeline):
         assert task["retryPolicy"] == {
@@ -332,12 +332,9 @@ def test_failed_tasks_are_tried_again_with_growing_delays(tmp_path: Path) -> Non
         }, name
 
 
-def test_a_run_ends_and_is_forgotten_in_time(tmp_path: Path) -> None:
-    _, platform = compiled(tmp_path, "kubernetes.timeout_hours=1.5", "kubernetes.keep_days=2")
-    assert platform["pipelineConfig"] == {
-        "activeDeadlineSeconds": 5400,
-        "resourceTtlOnCompletion": 172_800,
-    }
+def test_a_run_ends_in_time(tmp_path: Path) -> None:
+    _, platform = compiled(tmp_path, "kubernetes.timeout_hours=1.5")
+    assert platform["pipelineConfig"] == {"activeDeadlineSeconds": 5400}
 
 
 def test_image_and_pull_settings(tmp_path: Path) -> None:
