@@ -20,7 +20,7 @@ PACKAGE_CA ?= $(or $(SSL_CERT_FILE),$(PIP_CERT))
 export PACKAGE_INDEX ?= $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-services test-containers image push lint format lock clean
+.PHONY: help setup demo ui test test-services test-containers test-cluster image push lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ test-services: setup  ## MLflow on PostgreSQL and S3, used by processes and a br
 
 test-containers: setup  ## build the image and test it in real containers (root, podman)
 	OMP_WAIT_POLICY=PASSIVE pytest -m containers tests/containers
+
+test-cluster: setup  ## the way of k8s/README.md on a real cluster (KUBECONFIG, KF_PIPELINES_ENDPOINT, VITDC_IMAGE)
+	OMP_WAIT_POLICY=PASSIVE pytest -m cluster tests/cluster
 
 image:  ## build the container image (IMAGE=name BASE_IMAGE=name ENGINE=podman or docker)
 	@test -n "$(ENGINE)" || { echo "make image needs podman or docker on the PATH" >&2; exit 2; }

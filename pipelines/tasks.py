@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kfp import dsl, kubernetes
@@ -18,14 +17,24 @@ DATA_PATH = "/data"
 
 _RUN_LABEL = "metadata.labels['pipeline/runid']"  # Kubeflow puts it on every pod
 
-_ENDPOINTS = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_MLFLOW_KEYS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+# The key of a ConfigMap or Secret, and the variable it becomes. Kubernetes refuses a pod in which a
+# variable comes from two places, and KFP's MLflow plugin sets MLflow's own: ours have other names.
+_ENDPOINTS = {
+    "MLFLOW_TRACKING_URI": "VITDC_TRACKING_URI",
+    "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION": "AWS_DEFAULT_REGION",
+}
+_S3_KEYS = {key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+_MLFLOW_KEYS = {
+    "MLFLOW_TRACKING_USERNAME": "VITDC_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD": "VITDC_TRACKING_PASSWORD",
+}
 
 # What a component needs beyond its inputs. Credentials go only where they are used.
 _READS_IMAGES = ("find-version", "prepare")
 _RECORDS = ("start-record", "continue-record", "check", "evaluate", "end-record")
 _TRAINS = ("pretrain", "retrain")
+_USES_SCRATCH = (*_TRAINS, "end-record")
 _ALWAYS_RUNS = ("find-version", *_RECORDS)
 """Not cached: what the first finds may have changed, and the others tell MLflow something."""
 
@@ -48,7 +57,6 @@ class Configure:
             return None
         return dsl.PipelineConfig(
             active_deadline_seconds=round(self.config.timeout_hours * 3600),
-            ttl_seconds_after_finished=round(self.config.keep_days * 86400),
         )
 
     def task(self, task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
@@ -111,7 +119,7 @@ class Configure:
                 medium="Memory",
                 size_limit=size,
             )
-        if self.config.scratch_claim and component in _TRAINS:
+        if self.config.scratch_claim and component in _USES_SCRATCH:
             kubernetes.mount_pvc(task, self.config.scratch_claim, SCRATCH_PATH)
             task.set_env_variable(SCRATCH_VARIABLE, SCRATCH_PATH)
         if self.config.data_claim and component in _READS_IMAGES:
@@ -126,15 +134,10 @@ class Configure:
         if component not in (*_READS_IMAGES, *_RECORDS, *_TRAINS):
             return
         if config.endpoints:
-            kubernetes.use_config_map_as_env(task, config.endpoints, _same(_ENDPOINTS))
+            kubernetes.use_config_map_as_env(task, config.endpoints, _ENDPOINTS)
         if (
             config.s3_secret and component not in _TRAINS
         ):  # images lie there, and MLflow's artifacts may, too
-            kubernetes.use_secret_as_env(task, config.s3_secret, _same(_S3_KEYS))
+            kubernetes.use_secret_as_env(task, config.s3_secret, _S3_KEYS)
         if config.mlflow_secret and component in (*_RECORDS, *_TRAINS):
-            kubernetes.use_secret_as_env(task, config.mlflow_secret, _same(_MLFLOW_KEYS))
-
-
-def _same(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Keys that are environment variables of the same name."""
-    return {name: name for name in names}
+            kubernetes.use_secret_as_env(task, config.mlflow_secret, _MLFLOW_KEYS)

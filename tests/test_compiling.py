@@ -324,6 +324,14 @@ def test_credentials_go_only_to_the_tasks_that_use_them() -> None:
     }
 
 
+def test_no_task_is_given_a_variable_that_kfps_mlflow_plugin_sets() -> None:
+    for name, container, settings in executors(*compiled()):
+        variables = {each["name"] for each in container.get("env", [])}
+        for source in settings.get("secretAsEnv", []) + settings.get("configMapAsEnv", []):
+            variables |= {each["envVar"] for each in source["keyToEnv"]}
+        assert not {each for each in variables if each.startswith("MLFLOW_")}, name
+
+
 def test_tasks_with_side_effects_always_run_and_the_others_are_cached() -> None:
     pipeline, _ = compiled()
     cached = {
@@ -386,11 +394,12 @@ def test_volumes_go_where_they_are_used() -> None:
         name: {m["mountPath"] for m in settings.get("pvcMount", [])}
         for name, _, settings in executors(*compiled(*EVERYTHING))
     }
-    assert {n for n, paths in mounted.items() if "/scratch" in paths} == {"pretrain", "retrain"}
+    scratch = {n for n, paths in mounted.items() if "/scratch" in paths}
+    assert scratch == {"pretrain", "retrain", "end-record"}
     assert {n for n, paths in mounted.items() if "/data" in paths} == {"prepare", "find-version"}
 
 
-def test_failed_tasks_are_tried_again_with_growing_delays() -> None:
+def test_lost_tasks_are_tried_again_with_growing_delays() -> None:
     pipeline, _ = compiled("kubernetes.retries=3", "kubernetes.retry_delay=5")
     for name, task, _ in tasks(pipeline):
         assert task["retryPolicy"] == {
@@ -401,12 +410,9 @@ def test_failed_tasks_are_tried_again_with_growing_delays() -> None:
         }, name
 
 
-def test_a_run_ends_and_is_forgotten_in_time() -> None:
-    _, platform = compiled("kubernetes.timeout_hours=1.5", "kubernetes.keep_days=2")
-    assert platform["pipelineConfig"] == {
-        "activeDeadlineSeconds": 5400,
-        "resourceTtlOnCompletion": 172_800,
-    }
+def test_a_run_ends_in_time() -> None:
+    _, platform = compiled("kubernetes.timeout_hours=1.5")
+    assert platform["pipelineConfig"] == {"activeDeadlineSeconds": 5400}
 
 
 def test_image_and_pull_settings() -> None:

@@ -504,9 +504,9 @@ def test_every_role_names_what_it_grants(objects: list[Object]) -> None:
         for rule in role["rules"]:
             granted = set(rule["apiGroups"] + rule["resources"] + rule["verbs"])
             assert "*" not in granted
-            if granted & {"secrets", "configmaps", "serviceaccounts/token"}:
+            if granted & {"secrets", "configmaps"}:
                 assert rule["resourceNames"], role["metadata"]["name"]
-                assert set(rule["verbs"]) <= {"get", "create"}
+                assert rule["verbs"] == ["get"]
             assert not granted & {"pods", "pods/exec", "pods/log"}
     roles = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in of_kind(objects, "Role")}
     for binding in of_kind(objects, "RoleBinding"):
@@ -546,7 +546,10 @@ def task(objects: list[Object]) -> Pod:
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
     return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
-        labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", [])
+        each["key"] in labels
+        if each["operator"] == "Exists"
+        else labels.get(each["key"]) in each["values"]
+        for each in selector.get("matchExpressions", [])
     )
 
 
@@ -649,6 +652,17 @@ def test_no_other_call_is_let_through(objects: list[Object]) -> None:
         (Pod.called("mlflow-user"), postgres, 5432),
     ]
     assert not [call for call in calls if allowed(objects, *call)]
+
+
+def test_kfps_own_plugin_reaches_mlflow_where_it_is_switched_on(
+    overlays: dict[str, list[Object]],
+) -> None:
+    api, mlflow = Pod("kubeflow", {"app": "ml-pipeline"}), Pod.called("mlflow")
+    driver = Pod("kubeflow", {"pipeline/runid": "8a3f"})
+    for objects, reached in ((overlays["local"], False), (overlays["serving"], True)):
+        for pod in (api, driver):
+            assert allowed(objects, pod, mlflow, 5000) is reached
+            assert not allowed(objects, pod, Pod.called("postgres"), 5432)
 
 
 def test_addresses_outside_are_reached_on_the_ports_of_s3_and_postgresql_only(
@@ -873,8 +887,9 @@ def test_a_task_records_a_run_and_an_artifact_and_may_do_no_more(
     assert requests.get(search, auth=admin, timeout=60).status_code == 200
     evil = {"Host": "evil.example.org"}
     assert requests.get(search, auth=admin, headers=evil, timeout=60).status_code == 403
-    inside = {"Host": "mlflow.vitdc.svc:5000"}
-    assert requests.get(search, auth=admin, headers=inside, timeout=60).status_code == 200
+    for host in ("mlflow.vitdc.svc:5000", "mlflow.vitdc.svc.cluster.local:5000"):
+        inside = {"Host": host}
+        assert requests.get(search, auth=admin, headers=inside, timeout=60).status_code == 200
     assert requests.get(f"{mlflow_server}/health", headers=evil, timeout=60).status_code == 200
 
     make_user(objects, mlflow_server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,22 @@ def test_other_code_than_the_pipeline_was_compiled_from_is_refused(
     assert "holds other code" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("plugin", ["", "http://plugin"])
+def test_the_store_is_the_plugins_or_else_the_clusters(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("URI", "USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")  # so that it is as before afterwards
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+        monkeypatch.setenv(f"VITDC_TRACKING_{name}", f"our {name}")
+    if plugin:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", plugin)
+    with kubeflow.reporting():
+        assert os.environ["MLFLOW_TRACKING_URI"] == (plugin or "our URI")
+        assert os.environ.get("MLFLOW_TRACKING_USERNAME") == (None if plugin else "our USERNAME")
+        assert os.environ.get("MLFLOW_TRACKING_PASSWORD") == (None if plugin else "our PASSWORD")
+
+
 def test_sections_come_as_doubles_and_leave_as_what_they_are() -> None:
     found = kubeflow.sections(joint={"epochs": 3.0, "rotate": 10.0}, clustering={})
     assert found["joint"].epochs == 3
@@ -64,6 +81,33 @@ def test_scratch_is_apart_for_every_run_of_a_cluster(monkeypatch: pytest.MonkeyP
     assert kubeflow.scratch() == Path("/scratch")
     monkeypatch.setenv(kubeflow.RUN_VARIABLE, "run-1")
     assert kubeflow.scratch() == Path("/scratch/run-1")
+
+
+def test_a_run_that_has_ended_leaves_no_scratch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for run in ("run-1", "run-2"):
+        (tmp_path / run / "pretrain-0123").mkdir(parents=True)
+    status = SimpleNamespace(state="FAILED", error_message="")
+    parameters = {"tracking": {"enabled": False}}
+    for volume in (None, tmp_path, tmp_path):  # the task may be tried again
+        if volume:
+            monkeypatch.setenv(kubeflow.SCRATCH_VARIABLE, str(volume))
+        kubeflow.end_record(parameters, pipeline_run_id="run-1", status=status)
+    assert [path.name for path in tmp_path.iterdir()] == ["run-2"]
+
+
+def test_the_scratch_is_cleared_where_the_end_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run-1").mkdir()
+    monkeypatch.setenv(kubeflow.SCRATCH_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense")
+    with pytest.raises(InputError):
+        kubeflow.end_record(
+            {}, pipeline_run_id="run-1", status=SimpleNamespace(state="FAILED", error_message="")
+        )
+    assert not any(tmp_path.iterdir())
 
 
 def test_artifacts_tell_the_ui_what_they_are(toy_run: ToyRun) -> None:

@@ -373,8 +373,8 @@ class KubernetesConfig(Section):
     user: PositiveInt = 10001
     """User and group id of every container; never root."""
     scratch_claim: ObjectName | None = "vitdc-scratch"
-    """PersistentVolumeClaim for unfinished training: a task that is tried again continues from it.
-    Null for none, then it starts anew."""
+    """PersistentVolumeClaim for unfinished training: a task that is tried again continues from it,
+    and the end of the run clears it. Null for none, then the task starts anew."""
     data_claim: ObjectName | None = None
     """PersistentVolumeClaim with images for `data.source: folder`, mounted read-write at `/data`
     in the tasks that read images; null for none."""
@@ -385,7 +385,9 @@ class KubernetesConfig(Section):
     """Most that a task may write to /tmp; everything else of its file system is read-only or
     Kubeflow's."""
     retries: Annotated[int, Number, Field(ge=0, le=100)] = 2
-    """How often a failed task is tried again."""
+    """How often a task is tried again whose pod was lost, say with its node. Kubeflow's default
+    (`retryPolicy: OnError`) does not repeat a task that ends with an error or is killed for
+    memory."""
     retry_delay: Annotated[int, Number, Field(ge=1, le=600)] = 30
     """Seconds before the first retry; doubled before each further one, up to 10 minutes."""
     caching: bool = True
@@ -393,8 +395,6 @@ class KubernetesConfig(Section):
     record something always run."""
     timeout_hours: Annotated[float, Number, Field(ge=0.01, le=10_000)] = 72
     """The whole run is stopped after this time."""
-    keep_days: Annotated[float, Number, Field(ge=0.01, le=10_000)] = 7
-    """The cluster forgets the run's pods after this time; results stay in Kubeflow's store."""
     node_selector: dict[LabelName, str] = {}
     """Labels of the nodes that may run the tasks."""
     gpu_resource: str = "nvidia.com/gpu"

@@ -69,6 +69,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
             not come from other code, such as that of an older image.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
+    _choose_store()
     gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
     logging.getLogger("vitdc").setLevel(logging.INFO)
     end_on_sigterm()
@@ -83,6 +84,15 @@ def reporting(code: str | None = None) -> Iterator[None]:
         sys.stdout.flush()
         print(f"vitdc: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
+
+
+def _choose_store() -> None:
+    """Record where VITDC_TRACKING_* say, unless Kubeflow's MLflow plugin has named a server."""
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return
+    for name in ("URI", "USERNAME", "PASSWORD"):
+        if value := os.environ.get(f"VITDC_TRACKING_{name}"):
+            os.environ[f"MLFLOW_TRACKING_{name}"] = value
 
 
 @contextmanager
@@ -180,20 +190,29 @@ def continue_record(parameters: Mapping[str, Any], **runs: str) -> tuple[str, di
 
 
 def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: Any) -> None:
-    """Record how the pipeline run ended.
+    """Record how the pipeline run ended, and clear its scratch.
 
     Args:
         parameters: The pipeline's parameters.
         pipeline_run_id: Kubeflow's id of the pipeline run.
         status: KFP's `PipelineTaskFinalStatus` of everything before.
     """
-    state = tracking.end_record(
-        _params(parameters),
-        pipeline_run_id=pipeline_run_id,
-        state=status.state,
-        reason=status.error_message or f"the pipeline ended as {status.state}",
-    )
-    print(f"pipeline run {pipeline_run_id}: {state}")
+    try:
+        state = tracking.end_record(
+            _params(parameters),
+            pipeline_run_id=pipeline_run_id,
+            state=status.state,
+            reason=status.error_message or f"the pipeline ended as {status.state}",
+        )
+        print(f"pipeline run {pipeline_run_id}: {state}")
+    finally:
+        _clear_scratch(pipeline_run_id)
+
+
+def _clear_scratch(pipeline_run_id: str) -> None:
+    """Remove what unfinished trainings of a pipeline run have left on the volume."""
+    if directory := os.environ.get(SCRATCH_VARIABLE):
+        artifacts.remove(Path(directory, pipeline_run_id))
 
 
 @contextmanager
