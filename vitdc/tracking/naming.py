@@ -60,6 +60,12 @@ class Told(NamedTuple):
 SYSTEM = "system/"  # MLflow's own name for what it shows under "System metrics"
 
 
+def is_result(key: str) -> bool:
+    """Whether a metric depends on nothing but the parameters; the others are merely measured."""
+    measured = key.startswith((SYSTEM, "seconds/")) or key.endswith("/images_per_second")
+    return not (measured or "_batches/" in key)
+
+
 def round_points(rows: Iterable[RoundRow]) -> Points:
     """The metrics of rounds.csv, step = round; the end of a name is that of the column."""
     values = ((row.round, name, getattr(row, name)) for row in rows for name in _ROUND_FIELDS)

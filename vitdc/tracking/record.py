@@ -23,6 +23,7 @@ from vitdc.tracking.naming import (
     Point,
     Told,
     as_text,
+    is_result,
     run_identity,
     run_name,
     run_params,
@@ -160,10 +161,10 @@ class RunRecord:
     def _deliver(self, entry: Mapping[str, Any], folder: Path) -> None:
         points: dict[Point, Told] = {}
         for key, step, value, time in entry.get("points", ()):
-            _note(points, Point(key, step), Told(value, time), results=entry.get("results", True))
+            _note(points, Point(key, step), Told(value, time))
         match entry["kind"]:
             case "points":
-                self.add(points, results=entry["results"])
+                self.add(points)
             case "tags":
                 self.tag(entry["tags"])
             case "finish":
@@ -214,16 +215,15 @@ class RunRecord:
 
     # --- what is recorded ------------------------------------------------------------------------
 
-    def add(self, points: Mapping[Point, Told], *, results: bool = True) -> None:
+    def add(self, points: Mapping[Point, Told]) -> None:
         """Record the values that are not there yet.
 
         What MLflow refuses is forgotten, so that it takes what is told later.
         """
         for point, told in points.items():
-            _note(self._told, point, told, results=results)
-        if results and any(
-            self._recorded(point, told.value) != told.value for point, told in points.items()
-        ):
+            _note(self._told, point, told)
+        results = [(point, told.value) for point, told in points.items() if is_result(point.key)]
+        if any(self._recorded(point, value) != value for point, value in results):
             self._supersede()
         if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
             self._client.delete_tag(self.run_id, FAILURE_TAG)
@@ -356,14 +356,14 @@ class RunRecord:
         self._run = self._client.get_run(self.run_id)
 
 
-def _note(points: dict[Point, Told], point: Point, told: Told, *, results: bool) -> None:
+def _note(points: dict[Point, Told], point: Point, told: Told) -> None:
     """Keep what is told about a point: another result replaces it, the same keeps its first time.
 
     An answer of MLflow may get lost. Then it is told again what it has, with what was told since,
     and it knows a value again only if the time is equal, too.
     """
     before = points.get(point)
-    if before is None or (results and before.value != told.value):
+    if before is None or (is_result(point.key) and before.value != told.value):
         points[point] = told
 
 

@@ -44,7 +44,6 @@ from vitdc.tracking.store import Trouble, open_store, reason_of, store_name, tro
 from vitdc.watching import Watcher
 
 BATCH_INTERVAL = 2.0  # seconds between batches that are told
-MEASURED = ("images_per_second",)  # of an epoch; the rest of it is a result
 RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 
 _logger = logging.getLogger(__name__)
@@ -229,24 +228,20 @@ class MlflowTracker(Tracker):
     ) -> None:
         if time.monotonic() >= self._next_batch:
             self._next_batch = time.monotonic() + BATCH_INTERVAL
-            self._tell(batch_points(round, step, values, num_steps=num_steps), results=False)
+            self._tell(batch_points(round, step, values, num_steps=num_steps))
 
     def on_epoch(self, round: int, row: Mapping[str, float], *, num_epochs: int) -> None:
-        speed = {name: row[name] for name in ("epoch", *MEASURED)}
-        results = {name: value for name, value in row.items() if name not in MEASURED}
-        self._tell(epoch_points(round, results, num_epochs=num_epochs))
-        self._tell(epoch_points(round, speed, num_epochs=num_epochs), results=False)
+        self._tell(epoch_points(round, row, num_epochs=num_epochs))
 
     def on_clustered(self, round: int, scores: ClusteringScores) -> None:
         self.log_scores(round, scores)
 
     def on_step(self, name: str, round: int, seconds: float) -> None:
-        self._tell({Point(f"seconds/{name}", round): seconds}, results=False)
+        self._tell({Point(f"seconds/{name}", round): seconds})
 
     def _log_system(self, values: Mapping[str, float]) -> None:
         seconds = int(time.time() - self._about["started"])
-        points = {Point(f"{SYSTEM}{name}", seconds): value for name, value in values.items()}
-        self._tell(points, results=False)
+        self._tell({Point(f"{SYSTEM}{name}", seconds): value for name, value in values.items()})
 
     def log_rounds(self, rows: Sequence[RoundRow]) -> None:
         self._tell(round_points(rows))
@@ -305,9 +300,9 @@ class MlflowTracker(Tracker):
         if self._monitor:
             self._monitor.stop()
 
-    def _tell(self, points: Points, *, results: bool = True) -> None:
+    def _tell(self, points: Points) -> None:
         if points:
-            self._outbox.tell("points", points=_dated(points), results=results)
+            self._outbox.tell("points", points=_dated(points))
 
 
 def connect(about: Mapping[str, Any]) -> RunRecord:
