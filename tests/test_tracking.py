@@ -307,6 +307,31 @@ def test_a_shorter_result_leaves_no_rounds_of_the_old_one(store: Path, results: 
     assert_complete(store, only_run(store), ROWS[:2])
 
 
+def test_only_what_may_be_there_already_is_looked_up(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run knows the last step of every metric; each history costs a request."""
+    looked_up: list[str] = []
+    get_metric_history = MlflowClient.get_metric_history
+
+    def look_up(mlflow: MlflowClient, run_id: str, key: str) -> Any:
+        looked_up.append(key)
+        return get_metric_history(mlflow, run_id, key)
+
+    monkeypatch.setattr(MlflowClient, "get_metric_history", look_up)
+    epochs = [{"epoch": e, "loss": 1 / e, "cross_entropy": 0.9 / e} for e in range(1, 7)]
+    for told in (epochs[:4], epochs[3:5], epochs[5:]):  # resumed once in the middle of an epoch
+        with record(make_params()) as tracker:
+            tracker.log_history(0, told)
+    assert looked_up == []
+    with record(make_params()) as tracker:
+        tracker.log_history(0, epochs)
+        assert not tracker.flush()
+        tracker.log_history(0, epochs)
+    assert sorted(looked_up) == ["pretraining/cross_entropy", "pretraining/loss"]
+    assert rows_of(store, "pretraining/loss") == [(e, 1 / e) for e in range(1, 7)]
+
+
 def test_a_run_in_the_trash_stays_there(store: Path, results: Path) -> None:
     evaluate(make_params(), results)
     old = only_run(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,7 +78,9 @@ class RunRecord:
         self._description = description
         self._told: dict[Point, Told] = {}
         self._unwritten: dict[Point, Told] = {}
-        self._histories: dict[str, dict[int, float]] = {}
+        self._known: defaultdict[str, dict[int, float]] = defaultdict(dict)  # key, step: value
+        self._unread: dict[str, int] = {}  # keys of which more may be recorded before this step
+        self._note_latest()
         self._write_params()
 
     @classmethod
@@ -245,15 +248,23 @@ class RunRecord:
         """
         if point.key.startswith(SYSTEM):
             return default
-        return self._history(point.key).get(point.step, default)
+        if point.step < self._unread.get(point.key, point.step):
+            self._history(point.key)
+        return self._known[point.key].get(point.step, default)
+
+    def _note_latest(self) -> None:
+        """Note what a run tells of itself: the value at the last step of every metric."""
+        latest = self._run.data.to_proto().metrics
+        self._known = defaultdict(dict, {each.key: {each.step: each.value} for each in latest})
+        self._unread = {each.key: each.step for each in latest if each.step > 0}
 
     def _history(self, key: str) -> dict[int, float]:
-        """All that is recorded of a metric: step -> value (one request, none for a new run)."""
-        if key not in self._histories:
-            known = key in self._run.data.metrics
-            found = self._client.get_metric_history(self.run_id, key) if known else []
-            self._histories[key] = {metric.step: metric.value for metric in found}
-        return self._histories[key]
+        """All that is recorded of a metric: step -> value; one request, unless that is known."""
+        if key in self._unread:
+            found = self._client.get_metric_history(self.run_id, key)
+            self._known[key] |= {each.step: each.value for each in found}
+            del self._unread[key]
+        return self._known[key]
 
     def finish(
         self, points: Mapping[Point, Told], *, complete: Iterable[str], tags: Mapping[str, str]
@@ -321,7 +332,7 @@ class RunRecord:
             for point, told in part:
                 self._unwritten.pop(point)
                 if not point.key.startswith(SYSTEM):
-                    self._history(point.key)[point.step] = told.value
+                    self._known[point.key][point.step] = told.value
 
     def _write_params(self) -> None:
         """Record the parameters that are missing: all of a new run's."""
@@ -347,7 +358,7 @@ class RunRecord:
         inputs = run.inputs.dataset_inputs if run.inputs else []
         self._client.log_inputs(newer.info.run_id, inputs)
         self._run = newer
-        self._histories = {}
+        self._note_latest()
         self._unwritten = {p: told for p, told in self._told.items() if self._recorded(p) is None}
         self._write_params()
 
