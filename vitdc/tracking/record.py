@@ -305,12 +305,14 @@ class RunRecord:
         tags = self._client.get_run(self.run_id).data.tags
         there = tags.get(MLFLOW_RUN_NOTE, "")
         if there in ("", text) or _digest(there) == tags.get(DESCRIPTION_TAG):
-            self.tag({MLFLOW_RUN_NOTE: text, DESCRIPTION_TAG: _digest(text)})  # in this order
+            self.tag({MLFLOW_RUN_NOTE: text, DESCRIPTION_TAG: _digest(text)})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        from mlflow.entities import RunTag
+
+        if tags:
+            self._client.log_batch(self.run_id, tags=[RunTag(*each) for each in tags.items()])
 
     def fail(self, reason: str) -> None:
         """Record that the run ended badly; a run that had been finished before stays so."""
