@@ -199,6 +199,21 @@ def test_a_delivery_holds_no_more_than_mlflow_takes(tmp_path: Path, recipient: R
     assert max(len(entry["points"]) for entry in recipient.taken) <= outbox.MAX_POINTS
 
 
+def test_an_end_that_may_not_wait_leaves_the_rest_to_the_next_process(
+    tmp_path: Path, recipient: Recipient
+) -> None:
+    """Also where MLflow answers, but slowly."""
+    with recipient.lock:
+        box = open_outbox(tmp_path, recipient)
+        tell(box, *range(5))
+        started = time.monotonic()
+        assert box.close(limit=0.2).points == 5
+        assert time.monotonic() - started < 5
+    again = open_outbox(tmp_path, recipient)
+    assert not again.close()
+    assert set(recipient.steps) == {*range(5)}
+
+
 @settings(max_examples=20)
 @given(outages=st.lists(st.booleans(), max_size=12), num=st.integers(1, 12))
 def test_outages_change_neither_order_nor_number(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -158,11 +159,12 @@ class Outbox:
             self._finished |= kind == FINISH
             self._condition.notify_all()
 
-    def flush(self, patience: float | None = None) -> Waiting:
-        """Wait until everything is delivered, or MLflow has been away for too long.
+    def flush(self, patience: float | None = None, limit: float = math.inf) -> Waiting:
+        """Wait until everything is delivered, or MLflow has been away or busy for too long.
 
         Args:
             patience: Seconds to wait for a server that is away, from now or since it went.
+            limit: Seconds to wait at all.
 
         Returns:
             What is left.
@@ -176,17 +178,19 @@ class Outbox:
                 away, now = self._away_since, time.monotonic()
                 if away is not None and not self._busy and now - max(start, away) > patience:
                     break
+                if now - start > limit:
+                    break
                 self._condition.wait(0.1)
             self._hurry = False
             return Waiting.of([each.numbered.entry for each in self._pending])
 
-    def close(self, patience: float | None = None) -> Waiting:
+    def close(self, patience: float | None = None, limit: float = math.inf) -> Waiting:
         """Deliver what can be delivered, say what is left, and let it go; it takes no more."""
         with self._condition:  # nothing can be told between the two, since only `flush` waits
-            left = self.flush(patience)
+            left = self.flush(patience, limit)
             self._stop = True
             self._condition.notify_all()
-        self._thread.join(5)
+        self._thread.join(1)
         if left:
             self._warn(
                 "left",

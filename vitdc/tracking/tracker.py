@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,6 +197,8 @@ class MlflowTracker(Tracker):
         about: Which run of which store; see `RunRecord.about`.
         record: The run, or None if its store cannot be reached now.
         remember: As of `Outbox`.
+        patience: As of `Outbox.close`.
+        limit: As of `Outbox.close`.
     """
 
     def __init__(
@@ -204,7 +207,10 @@ class MlflowTracker(Tracker):
         record: RunRecord | None = None,
         *,
         remember: bool = False,
+        patience: float | None = None,
+        limit: float = math.inf,
     ) -> None:
+        self._patience, self._limit = patience, limit
         self._about = about
         self._record = record
         self._outbox = Outbox(about, lambda: record or connect(about), remember=remember)
@@ -214,9 +220,9 @@ class MlflowTracker(Tracker):
             self._monitor = SystemMonitor(self._log_system)
 
     @classmethod
-    def of(cls, record: RunRecord) -> MlflowTracker:
+    def of(cls, record: RunRecord, **options: Any) -> MlflowTracker:
         """Of a run whose store has just been reached."""
-        return cls(record.about, record)
+        return cls(record.about, record, **options)
 
     @property
     def run_id(self) -> str:
@@ -294,7 +300,7 @@ class MlflowTracker(Tracker):
 
     def close(self) -> None:
         self._stop_monitor()
-        self.left = self._outbox.close() or None
+        self.left = self._outbox.close(self._patience, self._limit) or None
 
     def _stop_monitor(self) -> None:
         if self._monitor:
