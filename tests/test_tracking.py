@@ -307,6 +307,44 @@ def test_a_shorter_result_leaves_no_rounds_of_the_old_one(store: Path, results: 
     assert_complete(store, only_run(store), ROWS[:2])
 
 
+def test_a_provisional_result_is_replaced_and_one_that_is_not_is_superseded(
+    store: Path, results: Path
+) -> None:
+    """As of a pipeline that ran out of room for rounds, and goes on with more of it."""
+    early = METRICS | {"rounds": 1, "stop_reason": "out-of-room", "test": {"nmi": 0.75}}
+    with record(make_params()) as tracker:
+        tracker.log_history(0, HISTORY)
+        tracker.log_result(rows=ROWS[:2], metrics=early, results=results, provisional=True)
+    first = only_run(store)
+    assert first.info.status == "FINISHED"
+    assert first.data.tags["vitdc.provisional"] == "true"
+    assert first.data.metrics["final/nmi_test"] == 0.75
+    evaluate(make_params(), results)
+    evaluate(make_params(), results)
+    final = only_run(store)
+    assert final.info.run_id == first.info.run_id
+    assert final.info.end_time > first.info.end_time
+    assert final.data.tags["vitdc.provisional"] == "false"
+    assert final.data.tags["vitdc.stop_reason"] == "converged"
+    assert (final.data.metrics["final/nmi_test"], final.data.metrics["final/rounds"]) == (0.8, 2)
+    assert rows_of(store, "final/nmi_test") == [(0, 0.75), (0, 0.8)]
+    assert rows_of(store, "by_round/nmi_test") == [(0, 0.6), (1, 0.75), (2, 0.8)]
+    with record(make_params()) as tracker:
+        tracker.log_result(rows=ROWS, metrics=METRICS | {"rounds": 3}, results=results)
+    assert only_run(store).info.run_id != final.info.run_id
+
+
+def test_other_rounds_than_those_of_a_provisional_result_supersede_it(
+    store: Path, results: Path
+) -> None:
+    with record(make_params()) as tracker:
+        tracker.log_result(rows=ROWS[:2], metrics=METRICS, results=results, provisional=True)
+    first = only_run(store)
+    evaluate(make_params(), results, [RoundRow(0, cross_entropy=0.7), *ROWS[1:]])
+    assert only_run(store).data.tags["vitdc.supersedes"] == first.info.run_id
+    assert "vitdc.provisional" not in only_run(store).data.tags
+
+
 def test_only_what_may_be_there_already_is_looked_up(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ IDENTITY_TAG = "vitdc.identity"
 FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
 REGISTERED_TAG = "vitdc.registered_model"
+PROVISIONAL_TAG = "vitdc.provisional"  # "true": another result may take the place of this one
 MODEL_TAG = "vitdc.model_uri"
 DESCRIPTION_TAG = "vitdc.description"  # a hash, by which our own text is known
 PIPELINE_RUN_TAG = "vitdc.kfp_run_id"  # of the newest one

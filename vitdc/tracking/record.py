@@ -18,7 +18,9 @@ from vitdc.tracking.naming import (
     IDENTITY_TAG,
     PIPELINE_RUN_TAG,
     PIPELINE_STATE_TAG,
+    PROVISIONAL_TAG,
     REGISTERED_TAG,
+    RESULT,
     SUPERSEDES_TAG,
     SYSTEM,
     Point,
@@ -130,7 +132,12 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        return bool(self._run.info.status == "FINISHED")
+        """Whether the run has ended well, and no other result takes the place of the one it has."""
+        return bool(self._run.info.status == "FINISHED") and not self._is_provisional
+
+    @property
+    def _is_provisional(self) -> bool:
+        return self.tags.get(PROVISIONAL_TAG) == "true"
 
     @property
     def about(self) -> dict[str, Any]:
@@ -225,13 +232,14 @@ class RunRecord:
         """
         for point, told in points.items():
             _note(self._told, point, told)
-        results = [(point, told.value) for point, told in points.items() if is_result(point.key)]
-        if any(self._recorded(point, value) != value for point, value in results):
+        changed = {p for p, told in points.items() if self._is_changed(p, told.value)}
+        if not all(self._is_provisional and point.key.startswith(RESULT) for point in changed):
             self._supersede()
         if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._set_status("RUNNING")
-        self._unwritten.update({p: self._told[p] for p in points if self._recorded(p) is None})
+        new = {point for point in points if self._recorded(point) is None}
+        self._unwritten.update({point: self._told[point] for point in new | changed})
         try:
             self._write()
         except Exception as error:
@@ -240,6 +248,10 @@ class RunRecord:
                     self._told.pop(point, None)
                     self._unwritten.pop(point, None)
             raise
+
+    def _is_changed(self, point: Point, value: float) -> bool:
+        """Whether another result is recorded at a point."""
+        return is_result(point.key) and self._recorded(point, value) != value
 
     def _recorded(self, point: Point, default: float | None = None) -> float | None:
         """The value that is recorded at a point, or the default.
@@ -281,7 +293,7 @@ class RunRecord:
         if any(Point(key, step) not in told for key in complete for step in self._history(key)):
             self._supersede()
         self.add(points)
-        self.tag(tags)
+        self.tag({PROVISIONAL_TAG: "false", **tags} if self._is_provisional else tags)
         if not self.finished:
             self._client.set_terminated(self.run_id, "FINISHED")
             self._run = self._client.get_run(self.run_id)

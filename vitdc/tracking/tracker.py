@@ -26,6 +26,7 @@ from vitdc.tracking.describing import dataset_fields, describe_result
 from vitdc.tracking.monitor import SystemMonitor
 from vitdc.tracking.naming import (
     DVC_TAG,
+    PROVISIONAL_TAG,
     ROUND_METRICS,
     SYSTEM,
     Point,
@@ -72,7 +73,12 @@ class Tracker(Watcher):
         """Record the epochs of the training that led to `round` (`Checkpoint.history`)."""
 
     def log_result(
-        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+        self,
+        *,
+        rows: Sequence[RoundRow],
+        metrics: Mapping[str, Any],
+        results: Path,
+        provisional: bool = False,
     ) -> None:
         """Record the finished run.
 
@@ -80,6 +86,7 @@ class Tracker(Watcher):
             rows: The rows of all rounds, with their scores.
             metrics: The content of metrics.json.
             results: Directory of the files people read; weights in it are not recorded.
+            provisional: More rounds may follow: the next result takes the place of this one.
         """
 
     def log_model(self, evaluation: Evaluation) -> None:
@@ -175,15 +182,28 @@ def _begun(identity: str) -> dict[str, Any] | None:
 
 
 def log_evaluation(
-    tracker: Tracker, evaluation: Evaluation, rounds: Iterable[RoundPaths], *, dataset: Dataset
+    tracker: Tracker,
+    evaluation: Evaluation,
+    rounds: Iterable[RoundPaths],
+    *,
+    dataset: Dataset,
+    provisional: bool = False,
 ) -> None:
-    """Record a finished run with its model, and the training and clusters of every round."""
+    """Record a finished run with its model, and the training and clusters of every round.
+
+    `provisional` is that of `Tracker.log_result`.
+    """
     tracker.log_dataset(dataset)
     for paths in rounds:
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
         tracker.log_scores(trained.round, Clustering.load(paths.clustering).scores)
-    tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracker.log_result(
+        rows=evaluation.rows,
+        metrics=evaluation.metrics,
+        results=evaluation.path,
+        provisional=provisional,
+    )
     tracker.log_description(evaluation)
     tracker.log_hash("dataset", dataset.path)
     tracker.log_hash("model", evaluation.path / "model")
@@ -259,9 +279,16 @@ class MlflowTracker(Tracker):
         self._tell(history_points(round, history))
 
     def log_result(
-        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+        self,
+        *,
+        rows: Sequence[RoundRow],
+        metrics: Mapping[str, Any],
+        results: Path,
+        provisional: bool = False,
     ) -> None:
         points, tags = result_points(metrics)
+        if provisional:
+            tags[PROVISIONAL_TAG] = "true"
         points.update(round_points(rows))
         self._outbox.tell(FINISH, points=_dated(points), complete=ROUND_METRICS, tags=tags)
         for pattern in RESULT_FILES:
