@@ -57,6 +57,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
     gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", "8")  # over a minute: a store is started again
     logging.getLogger("vitdc").setLevel(logging.INFO)
     end_on_sigterm()
     try:
