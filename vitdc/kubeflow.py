@@ -184,7 +184,7 @@ def record_result(
     Raises:
         TrainingError: MLflow does not take all of it; the task can be repeated.
     """
-    with tracking.resume_record(record) as tracker:
+    with tracking.resume_record(record, complete=True) as tracker:
         tracking.log_evaluation(tracker, evaluation, rounds, dataset=Dataset.load(dataset))
     if tracker.left:
         raise TrainingError(f"MLflow has not taken the whole result: {tracker.left} left")

@@ -10,21 +10,22 @@ from contextlib import contextmanager
 
 from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
-from vitdc.tracking.naming import MODEL_TAG, PIPELINE_RUN_TAG, PIPELINE_STATE_TAG
-from vitdc.tracking.record import (
-    GOING_ON,
-    RunRecord,
-    describe_run,
-    find_run,
-    injected_run,
-    open_record,
+from vitdc.tracking.naming import (
+    MODEL_TAG,
+    PIPELINE_RUN_TAG,
+    PIPELINE_STATE_TAG,
 )
+from vitdc.tracking.record import GOING_ON, RunRecord, describe_run, find_run, injected_run
 from vitdc.tracking.store import existing_store, find_experiment, open_store
 from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
 
 RECORD_VARIABLE = "VITDC_RECORD"
 
 _logger = logging.getLogger(__name__)
+
+RETRIES = 5  # over about a minute, as long as a server needs to start again
+PATIENCE = 120.0  # seconds that the end of an evaluation waits for a server that is away
+LIMIT = 4.0  # seconds that the end of any other task waits, with one more for the last request
 
 _EVALUATED = "EVALUATED"
 _SUCCESSES = ("SUCCEEDED", "COMPLETE", "CACHED")  # of Kubeflow's releases
@@ -56,25 +57,32 @@ def start_record(
     """
     if not params.tracking.enabled:
         return ""
-    record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
-    record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+    about = describe_run(params, dataset_name, content_hash, origin)
+    with open_store(retries=RETRIES) as client:
+        experiment_id = find_experiment(client, params.tracking.experiment)
+        record = RunRecord.open(client, experiment_id=experiment_id, description=about)
+        record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
     return f"{record.run_id}/{pipeline_run_id}"
 
 
 @contextmanager
-def resume_record(record: str) -> Iterator[Tracker]:
+def resume_record(record: str, *, complete: bool = False) -> Iterator[Tracker]:
     """Continue the run that `start_record` made; a failure is left to `end_record` to tell.
 
     Args:
         record: What `start_record` returned.
+        complete: Wait until MLflow has everything; else the task ends within 5 seconds, and what is
+            left then is told by a later one.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI cannot be used or has no such run.
     """
     tracker: Tracker = NullTracker()
     if record:
-        with open_store() as client:
-            tracker = MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
+        with open_store(retries=RETRIES if complete else 1) as client:
+            found = RunRecord.resume(client, record.partition("/")[0])
+        how_long = {"patience": PATIENCE} if complete else {"limit": LIMIT}
+        tracker = MlflowTracker.of(found, **how_long)
     with reporting_to(tracker, failures=False):
         yield tracker
 
@@ -85,8 +93,8 @@ def watch_training(pipeline_run_id: str) -> Iterator[Tracker]:
 
     Parameters are part of Kubeflow's cache keys, and who watches is no reason to train again. So
     the run is found by what surrounds the task: MLFLOW_RUN_ID, VITDC_RECORD (what `start_record`
-    returned), or the id of the pipeline run. Nothing that goes wrong here stops the training;
-    `check` and `evaluate` tell its epochs again.
+    returned), or the id of the pipeline run. Nothing that goes wrong here stops the training, or
+    keeps its task at the end for more than 5 seconds; `check` and `evaluate` tell its epochs again.
 
     Args:
         pipeline_run_id: Kubeflow's id of the pipeline run, empty if it is not known.
@@ -106,13 +114,14 @@ def _find_tracker(pipeline_run_id: str) -> Tracker:
     if not (record or on_cluster or os.environ.get("MLFLOW_RUN_ID")):
         return NullTracker()
     with open_store() as client:
-        if record:
-            return MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
-        run = injected_run(client)
-        if run is None:
+        run_id = record.partition("/")[0]
+        if not run_id:
             ids = [str(found.experiment_id) for found in client.search_experiments()]
-            run = find_run(client, ids, _state_tag(pipeline_run_id))
-        return MlflowTracker.of(RunRecord.resume(client, run.info.run_id)) if run else NullTracker()
+            run = injected_run(client) or find_run(client, ids, _state_tag(pipeline_run_id))
+            if run is None:
+                return NullTracker()
+            run_id = run.info.run_id
+        return MlflowTracker.of(RunRecord.resume(client, run_id), limit=LIMIT)
 
 
 def record_evaluated(record: str, *, model_uri: str) -> None:
@@ -124,7 +133,7 @@ def record_evaluated(record: str, *, model_uri: str) -> None:
     """
     if record:
         run_id, _, pipeline_run_id = record.partition("/")
-        with open_store() as client:
+        with open_store(retries=RETRIES) as client:
             RunRecord.resume(client, run_id).tag(
                 {MODEL_TAG: model_uri, _state_tag(pipeline_run_id): _EVALUATED}
             )
@@ -149,21 +158,21 @@ def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str)
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
     """
     succeeded = state.upper() in _SUCCESSES
-    if params.tracking.enabled:
-        with open_store() as client:
-            experiment_id = find_experiment(client, params.tracking.experiment)
-            tag = _state_tag(pipeline_run_id)
-            run = injected_run(client) or find_run(client, experiment_id, tag)
-            if run:
-                record = RunRecord.resume(client, str(run.info.run_id))
-                succeeded = succeeded or record.tags.get(tag) == _EVALUATED
-            else:
-                unread = describe_run(params, "no data", "", None)
-                unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
-                record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
-            record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
-            if not succeeded:
-                record.fail(reason)
+    if not params.tracking.enabled:
+        return "SUCCEEDED" if succeeded else "FAILED"
+    tag = _state_tag(pipeline_run_id)
+    with open_store(retries=RETRIES) as client:
+        experiment_id = find_experiment(client, params.tracking.experiment)
+        if run := injected_run(client) or find_run(client, experiment_id, tag):
+            record = RunRecord.resume(client, str(run.info.run_id))
+        else:
+            unread = describe_run(params, "no data", "", None)
+            unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
+            record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
+        succeeded = succeeded or record.tags.get(tag) == _EVALUATED
+        record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
+        if not succeeded:
+            record.fail(reason)
     return "SUCCEEDED" if succeeded else "FAILED"
 
 
