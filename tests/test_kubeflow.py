@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,26 @@ def test_other_code_than_the_pipeline_was_compiled_from_is_refused(
         raise AssertionError("the body must not run")
     assert caught.value.code == 2
     assert "holds other code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("plugin", "ours", "expected"),
+    [
+        (None, "http://mlflow:5000", "http://mlflow:5000"),
+        ("", "http://mlflow:5000", "http://mlflow:5000"),
+        ("http://kubeflow", "http://mlflow:5000", "http://kubeflow"),
+        (None, None, None),
+    ],
+)
+def test_mlflow_is_where_kubeflows_plugin_says_or_else_where_we_say(
+    plugin: str | None, ours: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MLFLOW_TRACKING_URI", plugin), (kubeflow.TRACKING_VARIABLE, ours)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    with kubeflow.reporting():
+        assert os.environ.get("MLFLOW_TRACKING_URI") == expected
 
 
 def test_sections_come_as_doubles_and_leave_as_what_they_are() -> None:

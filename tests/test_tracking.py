@@ -841,21 +841,44 @@ def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:
         pass
 
 
-def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_run_and_the_one_that_kubeflow_made_name_each_other(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plugin gives every task a run of its own, nested in that of the pipeline run."""
     mlflow = client(store)
     experiment = mlflow.create_experiment("kubeflow")
     parent = mlflow.create_run(experiment).info.run_id
-    nested = mlflow.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
-    monkeypatch.setenv("MLFLOW_RUN_ID", nested)
     params = make_params()
-    assert start(params) == f"{parent}/job-1"
-    with tracking.resume_record(f"{parent}/job-1") as tracker:
-        tracker.log_rounds(ROWS)
-    with tracking.resume_record(f"{parent}/job-1") as tracker:
-        tracker.log_rounds([RoundRow(0, cross_entropy=0.7)])
+
+    def begin_task() -> None:
+        nested = mlflow.create_run(experiment, tags={"mlflow.parentRunId": parent})
+        monkeypatch.setenv("MLFLOW_RUN_ID", nested.info.run_id)
+
+    begin_task()
+    started = start(params)
+    for rows in (ROWS, [RoundRow(0, cross_entropy=0.7)]):  # the second supersedes the first
+        begin_task()
+        with tracking.resume_record(started) as tracker:
+            tracker.log_rounds(rows)
+    first = run_of(store, started)
+    assert first.data.tags["vitdc.kfp_mlflow_run"] == parent
+    begin_task()
     assert end(params) == "SUCCEEDED"
-    assert mlflow.get_run(parent).info.lifecycle_stage == "active", "never superseded"
-    assert mlflow.get_run(parent).data.params["joint.epochs"] == "2"
+    ours, theirs = only_run(store), mlflow.get_run(parent)
+    assert ours.info.run_id != first.info.run_id
+    assert ours.data.tags["vitdc.kfp_mlflow_run"] == parent
+    assert theirs.data.tags["vitdc.run"] == ours.info.run_id
+    assert theirs.info.lifecycle_stage == "active", "never superseded"
+    assert (theirs.info.status, theirs.data.params) == ("RUNNING", {}), "Kubeflow's, not ours"
+
+
+def test_a_run_of_kubeflow_that_cannot_be_read_stops_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    started = start(make_params())
+    assert run_of(store, started).data.tags["vitdc.kfp_run_id"] == "job-1"
+    assert f"MLFLOW_RUN_ID={'0' * 32} cannot name each other" in caplog.text
 
 
 def test_without_tracking_nothing_is_recorded(store: Path) -> None:

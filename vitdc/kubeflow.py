@@ -33,6 +33,7 @@ from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
 
 SCRATCH_VARIABLE = "VITDC_SCRATCH"
+TRACKING_VARIABLE = "VITDC_TRACKING_URI"
 RUN_VARIABLE = "VITDC_PIPELINE_RUN"
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
     gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
     os.environ.setdefault("AWS_MAX_ATTEMPTS", "8")  # over a minute: a store is started again
     logging.getLogger("vitdc").setLevel(logging.INFO)
+    _find_mlflow()
     end_on_sigterm()
     try:
         if code not in (None, code_version()):
@@ -71,6 +73,16 @@ def reporting(code: str | None = None) -> Iterator[None]:
         sys.stdout.flush()
         print(f"vitdc: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
+
+
+def _find_mlflow() -> None:
+    """Say in MLflow's own variable where it is.
+
+    Kubeflow's MLflow plugin may have done so, together with the login for that server, so its
+    address wins; a pod that had ours under the same name would not start.
+    """
+    if address := os.environ.get(TRACKING_VARIABLE):
+        os.environ["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI") or address
 
 
 def sections(**values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ MODEL_TAG = "vitdc.model_uri"
 DESCRIPTION_TAG = "vitdc.description"  # a hash, by which our own text is known
 PIPELINE_RUN_TAG = "vitdc.kfp_run_id"  # of the newest one
 PIPELINE_STATE_TAG = "vitdc.kfp_run."  # and Kubeflow's id of a pipeline run
+PLUGIN_RUN_TAG = "vitdc.kfp_mlflow_run"  # what Kubeflow's MLflow plugin made for the newest one
+RUN_TAG = "vitdc.run"  # at that one: the run that vitdc made
 DATA_TAG = "vitdc.data."  # and name, sha256, or what is known of its origin, e.g. commit
 DVC_TAG = "vitdc.dvc."  # and what DVC knows by the hash: dataset or model
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
@@ -14,10 +15,15 @@ from vitdc.tracking.naming import (
     MODEL_TAG,
     PIPELINE_RUN_TAG,
     PIPELINE_STATE_TAG,
+    PLUGIN_RUN_TAG,
+    RUN_TAG,
 )
-from vitdc.tracking.record import GOING_ON, RunRecord, describe_run, find_run, injected_run
+from vitdc.tracking.record import GOING_ON, RunRecord, describe_run, find_run
 from vitdc.tracking.store import existing_store, find_experiment, open_store
 from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RECORD_VARIABLE = "VITDC_RECORD"
 
@@ -62,7 +68,28 @@ def start_record(
         experiment_id = find_experiment(client, params.tracking.experiment)
         record = RunRecord.open(client, experiment_id=experiment_id, description=about)
         record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+        _link(client, record)
     return f"{record.run_id}/{pipeline_run_id}"
+
+
+def _link(client: MlflowClient, record: RunRecord) -> None:
+    """Have our run and the one that Kubeflow's MLflow plugin made for the pipeline name each other.
+
+    The plugin gives every task the id of a run of its own, which names the pipeline's as its
+    parent, and ends both. So ours, which stands for parameters and data, is another one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not (run_id := os.environ.get("MLFLOW_RUN_ID")):
+        return
+    try:
+        theirs = client.get_run(run_id).data.tags.get("mlflow.parentRunId", run_id)
+        record.tag({PLUGIN_RUN_TAG: theirs})
+        client.set_tag(theirs, RUN_TAG, record.run_id)
+    except MlflowException as error:
+        _logger.warning(
+            "this run and MLFLOW_RUN_ID=%s cannot name each other: %s", run_id, one_line(error)
+        )
 
 
 @contextmanager
@@ -92,9 +119,9 @@ def watch_training(pipeline_run_id: str) -> Iterator[Tracker]:
     """Record a training while it goes on, without being told the run by a parameter.
 
     Parameters are part of Kubeflow's cache keys, and who watches is no reason to train again. So
-    the run is found by what surrounds the task: MLFLOW_RUN_ID, VITDC_RECORD (what `start_record`
-    returned), or the id of the pipeline run. Nothing that goes wrong here stops the training, or
-    keeps its task at the end for more than 5 seconds; `check` and `evaluate` tell its epochs again.
+    the run is found by what surrounds the task: VITDC_RECORD (what `start_record` returned), or the
+    id of the pipeline run. Nothing that goes wrong here stops the training, or keeps its task at
+    the end for more than 5 seconds; `check` and `evaluate` tell its epochs again.
 
     Args:
         pipeline_run_id: Kubeflow's id of the pipeline run, empty if it is not known.
@@ -111,13 +138,13 @@ def watch_training(pipeline_run_id: str) -> Iterator[Tracker]:
 def _find_tracker(pipeline_run_id: str) -> Tracker:
     record = os.environ.get(RECORD_VARIABLE, "")
     on_cluster = "MLFLOW_TRACKING_URI" in os.environ and pipeline_run_id
-    if not (record or on_cluster or os.environ.get("MLFLOW_RUN_ID")):
+    if not (record or on_cluster):
         return NullTracker()
     with open_store() as client:
         run_id = record.partition("/")[0]
         if not run_id:
             ids = [str(found.experiment_id) for found in client.search_experiments()]
-            run = injected_run(client) or find_run(client, ids, _state_tag(pipeline_run_id))
+            run = find_run(client, ids, _state_tag(pipeline_run_id))
             if run is None:
                 return NullTracker()
             run_id = run.info.run_id
@@ -163,7 +190,7 @@ def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str)
     tag = _state_tag(pipeline_run_id)
     with open_store(retries=RETRIES) as client:
         experiment_id = find_experiment(client, params.tracking.experiment)
-        if run := injected_run(client) or find_run(client, experiment_id, tag):
+        if run := find_run(client, experiment_id, tag):
             record = RunRecord.resume(client, str(run.info.run_id))
         else:
             unread = describe_run(params, "no data", "", None)
@@ -171,6 +198,7 @@ def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str)
             record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
         succeeded = succeeded or record.tags.get(tag) == _EVALUATED
         record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
+        _link(client, record)  # once more, since it may have superseded the one that was linked
         if not succeeded:
             record.fail(reason)
     return "SUCCEEDED" if succeeded else "FAILED"

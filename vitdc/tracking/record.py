@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ from vitdc.tracking.provenance import code_tags
 from vitdc.tracking.registry import Scores, register_model, registered_name
 from vitdc.tracking.store import (
     Trouble,
-    explaining,
     find_experiment,
     open_store,
     patience,
@@ -89,15 +87,11 @@ class RunRecord:
     def open(
         cls, client: MlflowClient, *, experiment_id: str, description: RunDescription
     ) -> RunRecord:
-        """Find the run by its identity, or make it; a run that Kubeflow made is taken as it is."""
-        if run := injected_run(client):
-            for key, value in _run_tags(description).items():
-                client.set_tag(run.info.run_id, key, value)
-        else:
-            run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
-            name = description.registered_model
-            if run and run.data.tags.get(REGISTERED_TAG, "") != name:  # for who resumes the run
-                client.set_tag(run.info.run_id, REGISTERED_TAG, name)
+        """Find the run by its identity, or make it."""
+        run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
+        name = description.registered_model
+        if run and run.data.tags.get(REGISTERED_TAG, "") != name:  # for who resumes the run
+            client.set_tag(run.info.run_id, REGISTERED_TAG, name)
         return cls(client, run or _create_run(client, experiment_id, description), description)
 
     @classmethod
@@ -359,8 +353,6 @@ class RunRecord:
 
     def _supersede(self) -> None:
         """Put the run into the trash and start over with a fresh one."""
-        if os.environ.get("MLFLOW_RUN_ID"):  # it is Kubeflow's, and stays what it is
-            return
         run = self._client.get_run(self.run_id)
         old = run.info
         newer = find_run(self._client, old.experiment_id, SUPERSEDES_TAG, old.run_id)
@@ -404,21 +396,6 @@ def find_run(
         max_results=1,
     )
     return runs[0] if runs else None
-
-
-def injected_run(client: MlflowClient) -> Run | None:
-    """The run that Kubeflow's MLflow plugin made for the pipeline: the parent of the task's own."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return None
-    with explaining(
-        InputError,
-        problem=f"MLFLOW_RUN_ID={run_id} cannot be continued",
-        way_out="unset it, or set it to a run that is there and that you may read",
-    ):
-        run = client.get_run(run_id)
-        parent = run.data.tags.get("mlflow.parentRunId")
-        return client.get_run(parent) if parent else run
 
 
 def _create_run(
