@@ -763,7 +763,40 @@ def test_kubeflows_names_of_success_are_known(store: Path, state: str) -> None:
     assert run_of(store, started).info.status == "RUNNING"  # it is the evaluation that ends it
 
 
-@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "RUNNING", ""])
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELED"])
+def test_a_pipeline_run_that_is_terminated_is_recorded_as_killed_and_can_go_on(
+    store: Path, state: str
+) -> None:
+    """Kubeflow tells an exit handler RUNNING then, and no reason."""
+    params = make_params()
+    started = start(params)
+    assert end(params, state=state) == "TERMINATED"
+    run = run_of(store, started)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["vitdc.failure"] == "terminated"
+    assert run.data.tags["vitdc.kfp_run.job-1"] == "TERMINATED"
+    with tracking.resume_record(start(params, "job-2")) as tracker:
+        tracker.log_rounds(ROWS[:2])
+    assert run_of(store, started).info.status == "RUNNING"
+    assert "vitdc.failure" not in run_of(store, started).data.tags
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_the_end_of_a_pipeline_run_leaves_the_record_to_another_one_that_goes_on(
+    store: Path, state: str
+) -> None:
+    params = make_params()
+    started = start(params, "job-1")
+    start(params, "job-2")
+    assert end(params, "job-2", state=state) != "SUCCEEDED"
+    run = run_of(store, started)
+    assert (run.info.status, run.data.tags["vitdc.kfp_run.job-1"]) == ("RUNNING", "RUNNING")
+    assert "vitdc.failure" not in run.data.tags
+    assert end(params, "job-1", state="FAILED") == "FAILED"
+    assert run_of(store, started).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("state", ["FAILED", "ERROR", ""])
 def test_a_pipeline_run_that_fails_is_recorded_as_failed(store: Path, state: str) -> None:
     params = make_params()
     started = start(params)

@@ -34,7 +34,9 @@ PATIENCE = 120.0  # seconds that the end of an evaluation waits for a server tha
 LIMIT = 4.0  # seconds that the end of any other task waits, with one more for the last request
 
 _EVALUATED = "EVALUATED"
-_SUCCESSES = ("SUCCEEDED", "COMPLETE", "CACHED")  # of Kubeflow's releases
+_SUCCEEDED, _FAILED, _TERMINATED = "SUCCEEDED", "FAILED", "TERMINATED"
+_SUCCESSES = (_SUCCEEDED, "COMPLETE", "CACHED")  # of Kubeflow's releases
+_TERMINATIONS = ("RUNNING", "CANCELING", "CANCELED")  # what an exit handler is told then: RUNNING
 
 
 def start_record(
@@ -170,23 +172,24 @@ def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str)
     """Record how a pipeline run ended, also when it failed before there was anything to record.
 
     What has been evaluated has succeeded, whatever Kubeflow says: it names success differently from
-    release to release, and tells exit handlers of failures that a retry made good.
+    release to release, and tells exit handlers of failures that a retry made good. Where another
+    pipeline run is filling the same MLflow run, that one stays as it is.
 
     Args:
         params: All parameters.
         pipeline_run_id: Kubeflow's id of the pipeline run.
-        state: In which Kubeflow says it is.
-        reason: What failed, in words; ignored for a success.
+        state: In which Kubeflow says it is; RUNNING if it was terminated.
+        reason: What failed, in words; ignored for a success and for what was terminated.
 
     Returns:
-        "SUCCEEDED" or "FAILED".
+        "SUCCEEDED", "FAILED" or "TERMINATED".
 
     Raises:
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
     """
-    succeeded = state.upper() in _SUCCESSES
+    outcome = _outcome(state)
     if not params.tracking.enabled:
-        return "SUCCEEDED" if succeeded else "FAILED"
+        return outcome
     tag = _state_tag(pipeline_run_id)
     with open_store(retries=RETRIES) as client:
         experiment_id = find_experiment(client, params.tracking.experiment)
@@ -196,12 +199,28 @@ def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str)
             unread = describe_run(params, "no data", "", None)
             unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
             record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
-        succeeded = succeeded or record.tags.get(tag) == _EVALUATED
-        record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
+        if record.tags.get(tag) == _EVALUATED:
+            outcome = _SUCCEEDED
+        record.tag({tag: outcome})
         _link(client, record)  # once more, since it may have superseded the one that was linked
-        if not succeeded:
-            record.fail(reason)
-    return "SUCCEEDED" if succeeded else "FAILED"
+        if not _others_go_on(record, tag):
+            if outcome == _FAILED:
+                record.fail(reason)
+            if outcome == _TERMINATED:
+                record.fail("terminated", status="KILLED")
+    return outcome
+
+
+def _outcome(state: str) -> str:
+    if state.upper() in _SUCCESSES:
+        return _SUCCEEDED
+    return _TERMINATED if state.upper() in _TERMINATIONS else _FAILED
+
+
+def _others_go_on(record: RunRecord, tag: str) -> bool:
+    """Whether another pipeline run than the one of the tag fills a record; such runs are rare."""
+    others = {key: value for key, value in record.tags.items() if key != tag}
+    return any(k.startswith(PIPELINE_STATE_TAG) and v == GOING_ON for k, v in others.items())
 
 
 def find_model(tracking: TrackingConfig, run_id: str) -> str:

@@ -320,12 +320,12 @@ class RunRecord:
         if tags:
             self._client.log_batch(self.run_id, tags=[RunTag(*each) for each in tags.items()])
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, status: str = "FAILED") -> None:
         """Record that the run ended badly; a run that had been finished before stays so."""
         if self._run.info.status != "RUNNING":
             return
         self._client.set_tag(self.run_id, FAILURE_TAG, as_text(reason))
-        self._client.set_terminated(self.run_id, "FAILED")
+        self._client.set_terminated(self.run_id, status)
         self._run = self._client.get_run(self.run_id)
 
     def _write(self) -> None:
