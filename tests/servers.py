@@ -121,6 +121,16 @@ class Server:
         """Ask it to end, and wait until it has."""
         self._end(signal.SIGTERM)
 
+    def pause(self) -> None:
+        """Let it take connections and answer nothing, as a very busy one does."""
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it answer again."""
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
             return

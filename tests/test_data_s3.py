@@ -10,7 +10,7 @@ import pytest
 
 from vitdc.artifacts import Dataset
 from vitdc.config import DataConfig
-from vitdc.data import write_dataset
+from vitdc.data import s3, write_dataset
 from vitdc.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("s3_credentials")]
@@ -145,3 +145,12 @@ def test_mistyped_address(tmp_path, options, complaint):
 def test_missing_profile(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "nobody" in refusal(tmp_path / "out", source="s3://photos/a")
+
+
+@pytest.mark.parametrize(("wanted", "attempts"), [(None, None), ("8", 8)])
+def test_requests_are_repeated_as_often_as_the_environment_says(monkeypatch, wanted, attempts):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", wanted or "")
+    if wanted is None:
+        monkeypatch.delenv("AWS_MAX_ATTEMPTS")
+    client = s3.Bucket.open("s3://photos/a", endpoint_url="http://127.0.0.1:9").client
+    assert client.meta.config.retries.get("total_max_attempts") == attempts

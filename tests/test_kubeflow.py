@@ -22,6 +22,12 @@ def artifact(path: Path) -> Any:
     return SimpleNamespace(path=str(path), metadata={})
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `reporting` sets for the life of a task ends with the test."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+
+
 @pytest.mark.parametrize(
     ("error", "exit_code"), [(InputError("bad"), 2), (TrainingError("bad"), 1)]
 )

@@ -307,6 +307,69 @@ def test_a_shorter_result_leaves_no_rounds_of_the_old_one(store: Path, results: 
     assert_complete(store, only_run(store), ROWS[:2])
 
 
+def test_a_provisional_result_is_replaced_and_one_that_is_not_is_superseded(
+    store: Path, results: Path
+) -> None:
+    """As of a pipeline that ran out of room for rounds, and goes on with more of it."""
+    early = METRICS | {"rounds": 1, "stop_reason": "out-of-room", "test": {"nmi": 0.75}}
+    with record(make_params()) as tracker:
+        tracker.log_history(0, HISTORY)
+        tracker.log_result(rows=ROWS[:2], metrics=early, results=results, provisional=True)
+    first = only_run(store)
+    assert first.info.status == "FINISHED"
+    assert first.data.tags["vitdc.provisional"] == "true"
+    assert first.data.metrics["final/nmi_test"] == 0.75
+    evaluate(make_params(), results)
+    evaluate(make_params(), results)
+    final = only_run(store)
+    assert final.info.run_id == first.info.run_id
+    assert final.info.end_time > first.info.end_time
+    assert final.data.tags["vitdc.provisional"] == "false"
+    assert final.data.tags["vitdc.stop_reason"] == "converged"
+    assert (final.data.metrics["final/nmi_test"], final.data.metrics["final/rounds"]) == (0.8, 2)
+    assert rows_of(store, "final/nmi_test") == [(0, 0.75), (0, 0.8)]
+    assert rows_of(store, "by_round/nmi_test") == [(0, 0.6), (1, 0.75), (2, 0.8)]
+    with record(make_params()) as tracker:
+        tracker.log_result(rows=ROWS, metrics=METRICS | {"rounds": 3}, results=results)
+    assert only_run(store).info.run_id != final.info.run_id
+
+
+def test_other_rounds_than_those_of_a_provisional_result_supersede_it(
+    store: Path, results: Path
+) -> None:
+    with record(make_params()) as tracker:
+        tracker.log_result(rows=ROWS[:2], metrics=METRICS, results=results, provisional=True)
+    first = only_run(store)
+    evaluate(make_params(), results, [RoundRow(0, cross_entropy=0.7), *ROWS[1:]])
+    assert only_run(store).data.tags["vitdc.supersedes"] == first.info.run_id
+    assert "vitdc.provisional" not in only_run(store).data.tags
+
+
+def test_only_what_may_be_there_already_is_looked_up(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run knows the last step of every metric; each history costs a request."""
+    looked_up: list[str] = []
+    get_metric_history = MlflowClient.get_metric_history
+
+    def look_up(mlflow: MlflowClient, run_id: str, key: str) -> Any:
+        looked_up.append(key)
+        return get_metric_history(mlflow, run_id, key)
+
+    monkeypatch.setattr(MlflowClient, "get_metric_history", look_up)
+    epochs = [{"epoch": e, "loss": 1 / e, "cross_entropy": 0.9 / e} for e in range(1, 7)]
+    for told in (epochs[:4], epochs[3:5], epochs[5:]):  # resumed once in the middle of an epoch
+        with record(make_params()) as tracker:
+            tracker.log_history(0, told)
+    assert looked_up == []
+    with record(make_params()) as tracker:
+        tracker.log_history(0, epochs)
+        assert not tracker.flush()
+        tracker.log_history(0, epochs)
+    assert sorted(looked_up) == ["pretraining/cross_entropy", "pretraining/loss"]
+    assert rows_of(store, "pretraining/loss") == [(e, 1 / e) for e in range(1, 7)]
+
+
 def test_a_run_in_the_trash_stays_there(store: Path, results: Path) -> None:
     evaluate(make_params(), results)
     old = only_run(store)
@@ -700,7 +763,40 @@ def test_kubeflows_names_of_success_are_known(store: Path, state: str) -> None:
     assert run_of(store, started).info.status == "RUNNING"  # it is the evaluation that ends it
 
 
-@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "RUNNING", ""])
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELED"])
+def test_a_pipeline_run_that_is_terminated_is_recorded_as_killed_and_can_go_on(
+    store: Path, state: str
+) -> None:
+    """Kubeflow tells an exit handler RUNNING then, and no reason."""
+    params = make_params()
+    started = start(params)
+    assert end(params, state=state) == "TERMINATED"
+    run = run_of(store, started)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["vitdc.failure"] == "terminated"
+    assert run.data.tags["vitdc.kfp_run.job-1"] == "TERMINATED"
+    with tracking.resume_record(start(params, "job-2")) as tracker:
+        tracker.log_rounds(ROWS[:2])
+    assert run_of(store, started).info.status == "RUNNING"
+    assert "vitdc.failure" not in run_of(store, started).data.tags
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_the_end_of_a_pipeline_run_leaves_the_record_to_another_one_that_goes_on(
+    store: Path, state: str
+) -> None:
+    params = make_params()
+    started = start(params, "job-1")
+    start(params, "job-2")
+    assert end(params, "job-2", state=state) != "SUCCEEDED"
+    run = run_of(store, started)
+    assert (run.info.status, run.data.tags["vitdc.kfp_run.job-1"]) == ("RUNNING", "RUNNING")
+    assert "vitdc.failure" not in run.data.tags
+    assert end(params, "job-1", state="FAILED") == "FAILED"
+    assert run_of(store, started).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("state", ["FAILED", "ERROR", ""])
 def test_a_pipeline_run_that_fails_is_recorded_as_failed(store: Path, state: str) -> None:
     params = make_params()
     started = start(params)
@@ -778,21 +874,44 @@ def test_a_run_in_the_trash_is_not_recorded_into(store: Path) -> None:
         pass
 
 
-def test_the_run_that_kubeflow_made_is_used(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_run_and_the_one_that_kubeflow_made_name_each_other(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plugin gives every task a run of its own, nested in that of the pipeline run."""
     mlflow = client(store)
     experiment = mlflow.create_experiment("kubeflow")
     parent = mlflow.create_run(experiment).info.run_id
-    nested = mlflow.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
-    monkeypatch.setenv("MLFLOW_RUN_ID", nested)
     params = make_params()
-    assert start(params) == f"{parent}/job-1"
-    with tracking.resume_record(f"{parent}/job-1") as tracker:
-        tracker.log_rounds(ROWS)
-    with tracking.resume_record(f"{parent}/job-1") as tracker:
-        tracker.log_rounds([RoundRow(0, cross_entropy=0.7)])
+
+    def begin_task() -> None:
+        nested = mlflow.create_run(experiment, tags={"mlflow.parentRunId": parent})
+        monkeypatch.setenv("MLFLOW_RUN_ID", nested.info.run_id)
+
+    begin_task()
+    started = start(params)
+    for rows in (ROWS, [RoundRow(0, cross_entropy=0.7)]):  # the second supersedes the first
+        begin_task()
+        with tracking.resume_record(started) as tracker:
+            tracker.log_rounds(rows)
+    first = run_of(store, started)
+    assert first.data.tags["vitdc.kfp_mlflow_run"] == parent
+    begin_task()
     assert end(params) == "SUCCEEDED"
-    assert mlflow.get_run(parent).info.lifecycle_stage == "active", "never superseded"
-    assert mlflow.get_run(parent).data.params["joint.epochs"] == "2"
+    ours, theirs = only_run(store), mlflow.get_run(parent)
+    assert ours.info.run_id != first.info.run_id
+    assert ours.data.tags["vitdc.kfp_mlflow_run"] == parent
+    assert theirs.data.tags["vitdc.run"] == ours.info.run_id
+    assert theirs.info.lifecycle_stage == "active", "never superseded"
+    assert (theirs.info.status, theirs.data.params) == ("RUNNING", {}), "Kubeflow's, not ours"
+
+
+def test_a_run_of_kubeflow_that_cannot_be_read_stops_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    started = start(make_params())
+    assert run_of(store, started).data.tags["vitdc.kfp_run_id"] == "job-1"
+    assert f"MLFLOW_RUN_ID={'0' * 32} cannot name each other" in caplog.text
 
 
 def test_without_tracking_nothing_is_recorded(store: Path) -> None:

@@ -86,7 +86,7 @@ def open_outbox(directory: Path, recipient: Recipient) -> Outbox:
 
 def tell(box: Outbox, *steps: int) -> None:
     for step in steps:
-        box.tell("points", points=[("loss", step, 0.5, 1000 + step)], results=True)
+        box.tell("points", points=[("loss", step, 0.5, 1000 + step)])
 
 
 # --- the journal ---------------------------------------------------------------------------------
@@ -168,6 +168,50 @@ def test_a_run_that_goes_on_leaves_nothing_but_what_it_is(
     assert [path.name for path in folder.iterdir()] == [journal.ABOUT]
     assert journal.read_about(folder) == ABOUT
     assert waiting_runs(tmp_path) == []
+
+
+def test_all_that_waits_goes_in_one_delivery_and_none_follows_at_once(
+    tmp_path: Path, recipient: Recipient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results and measurements alike: an epoch has both."""
+    monkeypatch.setattr(outbox, "INTERVAL", 3600.0)
+    box = open_outbox(tmp_path, recipient)
+    tell(box, 0)
+    wait_until(lambda: recipient.attempts == 1)
+    for epoch in range(1, 81):
+        tell(box, epoch)
+        box.tell("points", points=[("seconds/epoch", epoch, 1.5, 1000 + epoch)])
+    time.sleep(0.1)
+    assert recipient.attempts == 1
+    assert not box.close()
+    assert recipient.attempts == 2
+    assert len(recipient.steps) == 161
+
+
+def test_a_delivery_holds_no_more_than_mlflow_takes(tmp_path: Path, recipient: Recipient) -> None:
+    with recipient.lock:
+        box = open_outbox(tmp_path, recipient)
+        for start in range(0, 2800, 400):
+            points = [("loss", step, 0.5, step) for step in range(start, start + 400)]
+            box.tell("points", points=points)
+    assert not box.close()
+    assert recipient.steps == [*range(2800)]
+    assert max(len(entry["points"]) for entry in recipient.taken) <= outbox.MAX_POINTS
+
+
+def test_an_end_that_may_not_wait_leaves_the_rest_to_the_next_process(
+    tmp_path: Path, recipient: Recipient
+) -> None:
+    """Also where MLflow answers, but slowly."""
+    with recipient.lock:
+        box = open_outbox(tmp_path, recipient)
+        tell(box, *range(5))
+        started = time.monotonic()
+        assert box.close(limit=0.2).points == 5
+        assert time.monotonic() - started < 5
+    again = open_outbox(tmp_path, recipient)
+    assert not again.close()
+    assert set(recipient.steps) == {*range(5)}
 
 
 @settings(max_examples=20)

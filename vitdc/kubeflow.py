@@ -71,6 +71,7 @@ def reporting(code: str | None = None) -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see vitdc.cli.main
     _choose_store()
     gc.set_threshold(50_000, 20, 20)  # importing torch and mlflow makes objects, not garbage
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", "8")  # over a minute: a store is started again
     logging.getLogger("vitdc").setLevel(logging.INFO)
     end_on_sigterm()
     try:
@@ -267,7 +268,7 @@ def record_result(
     Raises:
         TrainingError: MLflow does not take all of it; the task can be repeated.
     """
-    with tracking.resume_record(record) as tracker:
+    with tracking.resume_record(record, complete=True) as tracker:
         tracking.log_evaluation(tracker, evaluation, rounds, dataset=Dataset.load(dataset))
     if tracker.left:
         raise TrainingError(f"MLflow has not taken the whole result: {tracker.left} left")

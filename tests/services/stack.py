@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +52,11 @@ class Tracking(NamedTuple):
         """What a person sets who records there, on a machine that may be very busy."""
         patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}  # seconds
         return {"MLFLOW_TRACKING_URI": self.uri, **patience, **login.environment}
+
+    def requests(self) -> Counter[str]:
+        """How often MLflow was asked for what so far, by the end of the address."""
+        log = self.server.log.read_text(errors="replace")
+        return Counter(re.findall(r'"[A-Z]+ /\S*?([^/?\s]+)(?:\?\S*)? HTTP', log))
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Ask the database itself: the REST interface may hide what is there twice."""

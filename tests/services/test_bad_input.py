@@ -67,11 +67,6 @@ def test_a_user_who_may_only_read(evaluate, tracking: Tracking) -> None:
     assert_refused(done, tracking.uri, "Permission denied")
 
 
-def test_a_run_that_does_not_exist(evaluate, tracking: Tracking) -> None:
-    done = evaluate(tracking.environment() | {"MLFLOW_RUN_ID": "0" * 32}, "bad")
-    assert_refused(done, "MLFLOW_RUN_ID=" + "0" * 32, "unset it")
-
-
 @pytest.mark.parametrize("bucket", ["private", "missing"])
 def test_a_bucket_without_permission(
     s3_server: servers.S3Server, tmp_path: Path, bucket: str

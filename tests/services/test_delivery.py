@@ -25,7 +25,14 @@ from stack import Tracking, run_vitdc, start_vitdc, write_params
 from vitdc import loop, steps
 from vitdc.artifacts import RoundRow
 from vitdc.config import Params
-from vitdc.tracking import download_model, open_tracker
+from vitdc.tracking import (
+    download_model,
+    open_tracker,
+    pipeline_runs,
+    start_record,
+    tracker,
+    watch_training,
+)
 from vitdc.tracking.naming import round_key
 from vitdc.tracking.registry import Scores, model_digest, register_model
 
@@ -193,6 +200,70 @@ def points_of_parallel_run(seed: int) -> list[tuple[str, int, float]]:
         for epoch in range(1, 6)
     ]
     return sorted([*points, ("final/rounds", 0, 19.0)])
+
+
+@pytest.fixture
+def pipeline_run(client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Kubeflow's id of a run whose tasks have an outbox on one scratch volume."""
+    monkeypatch.setenv("VITDC_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.delenv("VITDC_OUTBOX", raising=False)
+    monkeypatch.setattr(tracker, "BATCH_INTERVAL", 0.0)
+    return tmp_path.name
+
+
+def test_a_training_is_sent_in_few_requests_also_where_it_is_resumed(
+    tracking: Tracking, pipeline_run: str
+) -> None:
+    """With users every request costs a check of the password."""
+    params = Params.parse({"tracking": {"experiment": "few"}}, where="test")
+    record = start_record(
+        params, dataset_name="digits", content_hash="2" * 64, pipeline_run_id=pipeline_run
+    )
+    for epochs, told_again in ((range(1, 71), 0), (range(71, 81), 0), (range(75, 81), 9)):
+        before = tracking.requests()
+        with watch_training(pipeline_run) as watcher:
+            for epoch in epochs:
+                watcher.on_batch(0, epoch, dict.fromkeys(BATCH, 1 / epoch), num_steps=80)
+                watcher.on_epoch(0, {"epoch": epoch, **epoch_values(epoch)}, num_epochs=80)
+        made = tracking.requests() - before
+        assert made["log-batch"] <= 3, "the first ones, the others, the machine's load"
+        assert made["get-history"] <= told_again
+        assert made.total() <= 6 + told_again
+    run_id = record.partition("/")[0]
+    for key in ("pretraining/loss", "pretraining/images_per_second", "pretraining_batches/loss"):
+        steps = [step for name, step, _ in tracking.points(run_id) if name == key]
+        assert steps == [*range(1, 81)], key
+
+
+BATCH = ("loss", "cross_entropy", "learning_rate", "images_per_second")
+
+
+def epoch_values(epoch: int) -> dict[str, float]:
+    values = {"loss": 1 / epoch, "cross_entropy": 0.9 / epoch, "learning_rate": 0.1 / epoch}
+    return {**values, "images_per_second": 1000.0 + epoch}
+
+
+def test_a_task_that_may_not_wait_leaves_the_rest_to_the_next_one(
+    tracking: Tracking, pipeline_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = Params.parse({"tracking": {"experiment": "slow"}}, where="test")
+    record = start_record(
+        params, dataset_name="digits", content_hash="3" * 64, pipeline_run_id=pipeline_run
+    )
+    monkeypatch.setattr(pipeline_runs, "LIMIT", 0.5)
+    try:
+        with watch_training(pipeline_run) as watcher:
+            tracking.server.pause()
+            watcher.on_epoch(0, {"epoch": 1, **epoch_values(1)}, num_epochs=2)
+    finally:
+        tracking.server.resume()
+    assert watcher.left
+    with watch_training(pipeline_run) as watcher:
+        watcher.on_epoch(0, {"epoch": 2, **epoch_values(2)}, num_epochs=2)
+        assert not watcher.flush()
+    run_id = record.partition("/")[0]
+    steps = [step for name, step, _ in tracking.points(run_id) if name == "pretraining/loss"]
+    assert steps == [1, 2]
 
 
 def test_ten_runs_that_record_at_once_lose_and_double_nothing(

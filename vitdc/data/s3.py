@@ -14,7 +14,7 @@ from vitdc.progress import progress_bar
 
 SCHEME = "s3://"
 CONNECT_TIMEOUT, READ_TIMEOUT = 5, 30  # seconds
-NUM_ATTEMPTS = 3
+NUM_ATTEMPTS = 3  # to read a body
 
 ADVICE = {
     "NoSuchBucket": "there is no such bucket; check data.source",
@@ -125,7 +125,7 @@ def _make_client(endpoint_url: str | None) -> Any:
     config = Config(
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
-        retries={"mode": "standard", "total_max_attempts": NUM_ATTEMPTS},
+        retries={"mode": "standard"},  # 3 attempts, or as many as AWS_MAX_ATTEMPTS says
         max_pool_connections=NUM_THREADS,
     )
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)

@@ -8,7 +8,7 @@ the machine changed) moves the old run to MLflow's trash and makes a fresh one.
 
 Where every step is a process of its own (Kubeflow), `start_record` makes the run, hands its id on,
 `resume_record` continues it, and `end_record` says how the whole ended. If Kubeflow's MLflow plugin
-has made a run for the pipeline (MLFLOW_RUN_ID is the task's nested one), that run is used.
+has made a run for the pipeline (MLFLOW_RUN_ID is the task's nested one), both runs name each other.
 
 What a runner tells goes through an outbox on disk and is delivered in the background, so that a
 training waits for no server and survives its absence; only making the run is done at once, so that

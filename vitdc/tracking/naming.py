@@ -30,11 +30,14 @@ IDENTITY_TAG = "vitdc.identity"
 FAILURE_TAG = "vitdc.failure"
 SUPERSEDES_TAG = "vitdc.supersedes"
 REGISTERED_TAG = "vitdc.registered_model"
+PROVISIONAL_TAG = "vitdc.provisional"  # "true": another result may take the place of this one
 MODEL_TAG = "vitdc.model_uri"
 REST_TAG = "vitdc.rest"  # where the artifacts lie that a run which ran out of room continues from
 DESCRIPTION_TAG = "vitdc.description"  # a hash, by which our own text is known
 PIPELINE_RUN_TAG = "vitdc.kfp_run_id"  # of the newest one
 PIPELINE_STATE_TAG = "vitdc.kfp_run."  # and Kubeflow's id of a pipeline run
+PLUGIN_RUN_TAG = "vitdc.kfp_mlflow_run"  # what Kubeflow's MLflow plugin made for the newest one
+RUN_TAG = "vitdc.run"  # at that one: the run that vitdc made
 DATA_TAG = "vitdc.data."  # and name, sha256, or what is known of its origin, e.g. commit
 DVC_TAG = "vitdc.dvc."  # and what DVC knows by the hash: dataset or model
 
@@ -59,6 +62,12 @@ class Told(NamedTuple):
 
 
 SYSTEM = "system/"  # MLflow's own name for what it shows under "System metrics"
+
+
+def is_result(key: str) -> bool:
+    """Whether a metric depends on nothing but the parameters; the others are merely measured."""
+    measured = key.startswith((SYSTEM, "seconds/")) or key.endswith("/images_per_second")
+    return not (measured or "_batches/" in key)
 
 
 def round_points(rows: Iterable[RoundRow]) -> Points:

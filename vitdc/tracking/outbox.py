@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import re
 import tempfile
@@ -131,7 +132,7 @@ class Outbox:
         self._away_since: float | None = None
         self._problem: str | None = None  # why nothing is delivered any more
         self._last_delivery = 0.0
-        self._alone = 0  # how many of the first entries go one by one, since one of them is bad
+        self._most = MAX_POINTS  # entries of one delivery; fewer while one of them is bad
         self._remember = remember
         self._finished = False  # what ends the run has been told
         self._adopt()
@@ -158,11 +159,12 @@ class Outbox:
             self._finished |= kind == FINISH
             self._condition.notify_all()
 
-    def flush(self, patience: float | None = None) -> Waiting:
-        """Wait until everything is delivered, or MLflow has been away for too long.
+    def flush(self, patience: float | None = None, limit: float = math.inf) -> Waiting:
+        """Wait until everything is delivered, or MLflow has been away or busy for too long.
 
         Args:
             patience: Seconds to wait for a server that is away, from now or since it went.
+            limit: Seconds to wait at all.
 
         Returns:
             What is left.
@@ -176,17 +178,19 @@ class Outbox:
                 away, now = self._away_since, time.monotonic()
                 if away is not None and not self._busy and now - max(start, away) > patience:
                     break
+                if now - start > limit:
+                    break
                 self._condition.wait(0.1)
             self._hurry = False
             return Waiting.of([each.numbered.entry for each in self._pending])
 
-    def close(self, patience: float | None = None) -> Waiting:
+    def close(self, patience: float | None = None, limit: float = math.inf) -> Waiting:
         """Deliver what can be delivered, say what is left, and let it go; it takes no more."""
         with self._condition:  # nothing can be told between the two, since only `flush` waits
-            left = self.flush(patience)
+            left = self.flush(patience, limit)
             self._stop = True
             self._condition.notify_all()
-        self._thread.join(5)
+        self._thread.join(1)
         if left:
             self._warn(
                 "left",
@@ -284,7 +288,8 @@ class Outbox:
                 due = self._pending and self._problem is None
                 if due and (self._hurry or wait <= 0):
                     self._busy = True
-                    return [self._pending[0]] if self._alone else _first_together(self._pending)
+                    self._last_delivery = time.monotonic()
+                    return _first_together(self._pending, self._most)
                 self._condition.wait(wait if due else None)
             return None
 
@@ -297,11 +302,9 @@ class Outbox:
                     with self._ignoring_disk():
                         journal.remove(self.folder / each.numbered.entry["file"])
             self._drop(batch)
-            if not self._pending:
-                self._last_delivery = time.monotonic()
 
     def _drop(self, batch: list[_Pending]) -> None:
-        self._alone = max(self._alone - len(batch), 0)
+        self._most = MAX_POINTS
         done = {id(each.numbered) for each in batch}
         self._pending = deque(each for each in self._pending if id(each.numbered) not in done)
         with self._ignoring_disk():
@@ -334,8 +337,7 @@ class Outbox:
             )
             return 0
         if len(batch) > 1:
-            with self._condition:
-                self._alone = len(batch)
+            self._most = len(batch) // 2
         else:
             self._set_aside(batch, error)
         return 0
@@ -402,21 +404,12 @@ def _reason(error: Exception) -> str:
     return innermost["reason"] if innermost else text
 
 
-def _first_together(pending: deque[_Pending]) -> list[_Pending]:
+def _first_together(pending: deque[_Pending], most: int) -> list[_Pending]:
     """The first entry, and those right after it that go in the same request."""
-    first = pending[0].numbered.entry
-    if first["kind"] != "points":
-        return [pending[0]]
-    batch: list[_Pending] = []
-    points = 0
-    for each in pending:
-        entry = each.numbered.entry
-        points += len(entry.get("points", ()))
-        same = entry["kind"] == "points" and entry["results"] == first["results"]
-        if not same or (batch and points > MAX_POINTS):
-            break
-        batch.append(each)
-    return batch
+    first = itertools.islice(pending, most)
+    batch = list(itertools.takewhile(lambda each: each.numbered.entry["kind"] == "points", first))
+    totals = itertools.accumulate(len(each.numbered.entry["points"]) for each in batch)
+    return batch[: max(1, sum(total <= MAX_POINTS for total in totals))] or [pending[0]]
 
 
 def _merged(batch: list[_Pending]) -> Entry:

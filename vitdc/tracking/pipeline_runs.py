@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vitdc.config import NOT_IDENTIFYING, Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
@@ -15,26 +16,30 @@ from vitdc.tracking.naming import (
     MODEL_TAG,
     PIPELINE_RUN_TAG,
     PIPELINE_STATE_TAG,
+    PLUGIN_RUN_TAG,
     REST_TAG,
+    RUN_TAG,
     run_params,
 )
-from vitdc.tracking.record import (
-    GOING_ON,
-    RunRecord,
-    describe_run,
-    find_run,
-    injected_run,
-    open_record,
-)
+from vitdc.tracking.record import GOING_ON, RunRecord, describe_run, find_run
 from vitdc.tracking.store import existing_store, find_experiment, open_store
 from vitdc.tracking.tracker import MlflowTracker, NullTracker, Tracker, reporting_to
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RECORD_VARIABLE = "VITDC_RECORD"
 
 _logger = logging.getLogger(__name__)
 
+RETRIES = 5  # over about a minute, as long as a server needs to start again
+PATIENCE = 120.0  # seconds that the end of an evaluation waits for a server that is away
+LIMIT = 4.0  # seconds that the end of any other task waits, with one more for the last request
+
 _EVALUATED = "EVALUATED"
-_SUCCESSES = ("SUCCEEDED", "COMPLETE", "CACHED")  # of Kubeflow's releases
+_SUCCEEDED, _FAILED, _TERMINATED = "SUCCEEDED", "FAILED", "TERMINATED"
+_SUCCESSES = (_SUCCEEDED, "COMPLETE", "CACHED")  # of Kubeflow's releases
+_TERMINATIONS = ("RUNNING", "CANCELING", "CANCELED")  # what an exit handler is told then: RUNNING
 
 
 def start_record(
@@ -63,8 +68,12 @@ def start_record(
     """
     if not params.tracking.enabled:
         return ""
-    record = open_record(params, describe_run(params, dataset_name, content_hash, origin))
-    record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+    about = describe_run(params, dataset_name, content_hash, origin)
+    with open_store(retries=RETRIES) as client:
+        experiment_id = find_experiment(client, params.tracking.experiment)
+        record = RunRecord.open(client, experiment_id=experiment_id, description=about)
+        record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+        _link(client, record)
     return f"{record.run_id}/{pipeline_run_id}"
 
 
@@ -88,7 +97,7 @@ def continue_record(
     problem = f"the pipeline run {continued_run_id} cannot be continued"
     if not params.tracking.enabled:
         raise InputError(f"{problem}: with tracking.enabled=false nobody knows its last round")
-    with open_store() as client:
+    with open_store(retries=RETRIES) as client:
         experiment_id = find_experiment(client, params.tracking.experiment)
         run = find_run(client, experiment_id, _state_tag(continued_run_id))
         if run is None:
@@ -101,6 +110,7 @@ def continue_record(
         _check_parameters(problem, params, run.data.params)
         record = RunRecord.resume(client, str(run.info.run_id))
         record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+        _link(client, record)
         return f"{record.run_id}/{pipeline_run_id}", json.loads(run.data.tags[REST_TAG])
 
 
@@ -114,20 +124,44 @@ def _check_parameters(problem: str, params: Params, recorded: Mapping[str, str])
         raise InputError(f"{problem}: {name} was {recorded[name]}, and is {wanted[name]} now")
 
 
+def _link(client: MlflowClient, record: RunRecord) -> None:
+    """Have our run and the one that Kubeflow's MLflow plugin made for the pipeline name each other.
+
+    The plugin gives every task the id of a run of its own, which names the pipeline's as its
+    parent, and ends both. So ours, which stands for parameters and data, is another one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not (run_id := os.environ.get("MLFLOW_RUN_ID")):
+        return
+    try:
+        theirs = client.get_run(run_id).data.tags.get("mlflow.parentRunId", run_id)
+        record.tag({PLUGIN_RUN_TAG: theirs})
+        client.set_tag(theirs, RUN_TAG, record.run_id)
+    except MlflowException as error:
+        _logger.warning(
+            "this run and MLFLOW_RUN_ID=%s cannot name each other: %s", run_id, one_line(error)
+        )
+
+
 @contextmanager
-def resume_record(record: str) -> Iterator[Tracker]:
+def resume_record(record: str, *, complete: bool = False) -> Iterator[Tracker]:
     """Continue the run that `start_record` made; a failure is left to `end_record` to tell.
 
     Args:
         record: What `start_record` returned.
+        complete: Wait until MLflow has everything; else the task ends within 5 seconds, and what is
+            left then is told by a later one.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI cannot be used or has no such run.
     """
     tracker: Tracker = NullTracker()
     if record:
-        with open_store() as client:
-            tracker = MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
+        with open_store(retries=RETRIES if complete else 1) as client:
+            found = RunRecord.resume(client, record.partition("/")[0])
+        how_long = {"patience": PATIENCE} if complete else {"limit": LIMIT}
+        tracker = MlflowTracker.of(found, **how_long)
     with reporting_to(tracker, failures=False):
         yield tracker
 
@@ -137,9 +171,9 @@ def watch_training(pipeline_run_id: str) -> Iterator[Tracker]:
     """Record a training while it goes on, without being told the run by a parameter.
 
     Parameters are part of Kubeflow's cache keys, and who watches is no reason to train again. So
-    the run is found by what surrounds the task: MLFLOW_RUN_ID, VITDC_RECORD (what `start_record`
-    returned), or the id of the pipeline run. Nothing that goes wrong here stops the training;
-    `check` and `evaluate` tell its epochs again.
+    the run is found by what surrounds the task: VITDC_RECORD (what `start_record` returned), or the
+    id of the pipeline run. Nothing that goes wrong here stops the training, or keeps its task at
+    the end for more than 5 seconds; `check` and `evaluate` tell its epochs again.
 
     Args:
         pipeline_run_id: Kubeflow's id of the pipeline run, empty if it is not known.
@@ -156,16 +190,17 @@ def watch_training(pipeline_run_id: str) -> Iterator[Tracker]:
 def _find_tracker(pipeline_run_id: str) -> Tracker:
     record = os.environ.get(RECORD_VARIABLE, "")
     on_cluster = "MLFLOW_TRACKING_URI" in os.environ and pipeline_run_id
-    if not (record or on_cluster or os.environ.get("MLFLOW_RUN_ID")):
+    if not (record or on_cluster):
         return NullTracker()
     with open_store() as client:
-        if record:
-            return MlflowTracker.of(RunRecord.resume(client, record.partition("/")[0]))
-        run = injected_run(client)
-        if run is None:
+        run_id = record.partition("/")[0]
+        if not run_id:
             ids = [str(found.experiment_id) for found in client.search_experiments()]
             run = find_run(client, ids, _state_tag(pipeline_run_id))
-        return MlflowTracker.of(RunRecord.resume(client, run.info.run_id)) if run else NullTracker()
+            if run is None:
+                return NullTracker()
+            run_id = run.info.run_id
+        return MlflowTracker.of(RunRecord.resume(client, run_id), limit=LIMIT)
 
 
 def record_evaluated(record: str, *, model_uri: str, rest: Mapping[str, str] | None = None) -> None:
@@ -178,7 +213,7 @@ def record_evaluated(record: str, *, model_uri: str, rest: Mapping[str, str] | N
     """
     if record:
         run_id, _, pipeline_run_id = record.partition("/")
-        with open_store() as client:
+        with open_store(retries=RETRIES) as client:
             run = RunRecord.resume(client, run_id)
             run.tag({MODEL_TAG: model_uri, _state_tag(pipeline_run_id): _EVALUATED})
             if rest:
@@ -191,37 +226,55 @@ def end_record(params: Params, *, pipeline_run_id: str, state: str, reason: str)
     """Record how a pipeline run ended, also when it failed before there was anything to record.
 
     What has been evaluated has succeeded, whatever Kubeflow says: it names success differently from
-    release to release, and tells exit handlers of failures that a retry made good.
+    release to release, and tells exit handlers of failures that a retry made good. Where another
+    pipeline run is filling the same MLflow run, that one stays as it is.
 
     Args:
         params: All parameters.
         pipeline_run_id: Kubeflow's id of the pipeline run.
-        state: In which Kubeflow says it is.
-        reason: What failed, in words; ignored for a success.
+        state: In which Kubeflow says it is; RUNNING if it was terminated.
+        reason: What failed, in words; ignored for a success and for what was terminated.
 
     Returns:
-        "SUCCEEDED" or "FAILED".
+        "SUCCEEDED", "FAILED" or "TERMINATED".
 
     Raises:
         InputError: MLFLOW_TRACKING_URI or `tracking.experiment` cannot be used.
     """
-    succeeded = state.upper() in _SUCCESSES
-    if params.tracking.enabled:
-        with open_store() as client:
-            experiment_id = find_experiment(client, params.tracking.experiment)
-            tag = _state_tag(pipeline_run_id)
-            run = injected_run(client) or find_run(client, experiment_id, tag)
-            if run:
-                record = RunRecord.resume(client, str(run.info.run_id))
-                succeeded = succeeded or record.tags.get(tag) == _EVALUATED
-            else:
-                unread = describe_run(params, "no data", "", None)
-                unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
-                record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
-            record.tag({tag: "SUCCEEDED" if succeeded else "FAILED"})
-            if not succeeded:
+    outcome = _outcome(state)
+    if not params.tracking.enabled:
+        return outcome
+    tag = _state_tag(pipeline_run_id)
+    with open_store(retries=RETRIES) as client:
+        experiment_id = find_experiment(client, params.tracking.experiment)
+        if run := find_run(client, experiment_id, tag):
+            record = RunRecord.resume(client, str(run.info.run_id))
+        else:
+            unread = describe_run(params, "no data", "", None)
+            unread = unread._replace(identity=f"{unread.identity}/{pipeline_run_id}")
+            record = RunRecord.open(client, experiment_id=experiment_id, description=unread)
+        if record.tags.get(tag) == _EVALUATED:
+            outcome = _SUCCEEDED
+        record.tag({tag: outcome})
+        _link(client, record)  # once more, since it may have superseded the one that was linked
+        if not _others_go_on(record, tag):
+            if outcome == _FAILED:
                 record.fail(reason)
-    return "SUCCEEDED" if succeeded else "FAILED"
+            if outcome == _TERMINATED:
+                record.fail("terminated", status="KILLED")
+    return outcome
+
+
+def _outcome(state: str) -> str:
+    if state.upper() in _SUCCESSES:
+        return _SUCCEEDED
+    return _TERMINATED if state.upper() in _TERMINATIONS else _FAILED
+
+
+def _others_go_on(record: RunRecord, tag: str) -> bool:
+    """Whether another pipeline run than the one of the tag fills a record; such runs are rare."""
+    others = {key: value for key, value in record.tags.items() if key != tag}
+    return any(k.startswith(PIPELINE_STATE_TAG) and v == GOING_ON for k, v in others.items())
 
 
 def find_model(tracking: TrackingConfig, run_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,12 +17,15 @@ from vitdc.tracking.naming import (
     IDENTITY_TAG,
     PIPELINE_RUN_TAG,
     PIPELINE_STATE_TAG,
+    PROVISIONAL_TAG,
     REGISTERED_TAG,
+    RESULT,
     SUPERSEDES_TAG,
     SYSTEM,
     Point,
     Told,
     as_text,
+    is_result,
     run_identity,
     run_name,
     run_params,
@@ -31,7 +34,6 @@ from vitdc.tracking.provenance import code_tags
 from vitdc.tracking.registry import Scores, register_model, registered_name
 from vitdc.tracking.store import (
     Trouble,
-    explaining,
     find_experiment,
     open_store,
     patience,
@@ -76,22 +78,20 @@ class RunRecord:
         self._description = description
         self._told: dict[Point, Told] = {}
         self._unwritten: dict[Point, Told] = {}
-        self._histories: dict[str, dict[int, float]] = {}
+        self._known: defaultdict[str, dict[int, float]] = defaultdict(dict)  # key, step: value
+        self._unread: dict[str, int] = {}  # keys of which more may be recorded before this step
+        self._note_latest()
         self._write_params()
 
     @classmethod
     def open(
         cls, client: MlflowClient, *, experiment_id: str, description: RunDescription
     ) -> RunRecord:
-        """Find the run by its identity, or make it; a run that Kubeflow made is taken as it is."""
-        if run := injected_run(client):
-            for key, value in _run_tags(description).items():
-                client.set_tag(run.info.run_id, key, value)
-        else:
-            run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
-            name = description.registered_model
-            if run and run.data.tags.get(REGISTERED_TAG, "") != name:  # for who resumes the run
-                client.set_tag(run.info.run_id, REGISTERED_TAG, name)
+        """Find the run by its identity, or make it."""
+        run = find_run(client, experiment_id, IDENTITY_TAG, description.identity)
+        name = description.registered_model
+        if run and run.data.tags.get(REGISTERED_TAG, "") != name:  # for who resumes the run
+            client.set_tag(run.info.run_id, REGISTERED_TAG, name)
         return cls(client, run or _create_run(client, experiment_id, description), description)
 
     @classmethod
@@ -126,7 +126,12 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        return bool(self._run.info.status == "FINISHED")
+        """Whether the run has ended well, and no other result takes the place of the one it has."""
+        return bool(self._run.info.status == "FINISHED") and not self._is_provisional
+
+    @property
+    def _is_provisional(self) -> bool:
+        return self.tags.get(PROVISIONAL_TAG) == "true"
 
     @property
     def about(self) -> dict[str, Any]:
@@ -160,10 +165,10 @@ class RunRecord:
     def _deliver(self, entry: Mapping[str, Any], folder: Path) -> None:
         points: dict[Point, Told] = {}
         for key, step, value, time in entry.get("points", ()):
-            _note(points, Point(key, step), Told(value, time), results=entry.get("results", True))
+            _note(points, Point(key, step), Told(value, time))
         match entry["kind"]:
             case "points":
-                self.add(points, results=entry["results"])
+                self.add(points)
             case "tags":
                 self.tag(entry["tags"])
             case "finish":
@@ -214,21 +219,21 @@ class RunRecord:
 
     # --- what is recorded ------------------------------------------------------------------------
 
-    def add(self, points: Mapping[Point, Told], *, results: bool = True) -> None:
+    def add(self, points: Mapping[Point, Told]) -> None:
         """Record the values that are not there yet.
 
         What MLflow refuses is forgotten, so that it takes what is told later.
         """
         for point, told in points.items():
-            _note(self._told, point, told, results=results)
-        if results and any(
-            self._recorded(point, told.value) != told.value for point, told in points.items()
-        ):
+            _note(self._told, point, told)
+        changed = {p for p, told in points.items() if self._is_changed(p, told.value)}
+        if not all(self._is_provisional and point.key.startswith(RESULT) for point in changed):
             self._supersede()
         if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._set_status("RUNNING")
-        self._unwritten.update({p: self._told[p] for p in points if self._recorded(p) is None})
+        new = {point for point in points if self._recorded(point) is None}
+        self._unwritten.update({point: self._told[point] for point in new | changed})
         try:
             self._write()
         except Exception as error:
@@ -238,6 +243,10 @@ class RunRecord:
                     self._unwritten.pop(point, None)
             raise
 
+    def _is_changed(self, point: Point, value: float) -> bool:
+        """Whether another result is recorded at a point."""
+        return is_result(point.key) and self._recorded(point, value) != value
+
     def _recorded(self, point: Point, default: float | None = None) -> float | None:
         """The value that is recorded at a point, or the default.
 
@@ -245,15 +254,23 @@ class RunRecord:
         """
         if point.key.startswith(SYSTEM):
             return default
-        return self._history(point.key).get(point.step, default)
+        if point.step < self._unread.get(point.key, point.step):
+            self._history(point.key)
+        return self._known[point.key].get(point.step, default)
+
+    def _note_latest(self) -> None:
+        """Note what a run tells of itself: the value at the last step of every metric."""
+        latest = self._run.data.to_proto().metrics
+        self._known = defaultdict(dict, {each.key: {each.step: each.value} for each in latest})
+        self._unread = {each.key: each.step for each in latest if each.step > 0}
 
     def _history(self, key: str) -> dict[int, float]:
-        """All that is recorded of a metric: step -> value (one request, none for a new run)."""
-        if key not in self._histories:
-            known = key in self._run.data.metrics
-            found = self._client.get_metric_history(self.run_id, key) if known else []
-            self._histories[key] = {metric.step: metric.value for metric in found}
-        return self._histories[key]
+        """All that is recorded of a metric: step -> value; one request, unless that is known."""
+        if key in self._unread:
+            found = self._client.get_metric_history(self.run_id, key)
+            self._known[key] |= {each.step: each.value for each in found}
+            del self._unread[key]
+        return self._known[key]
 
     def finish(
         self, points: Mapping[Point, Told], *, complete: Iterable[str], tags: Mapping[str, str]
@@ -270,7 +287,7 @@ class RunRecord:
         if any(Point(key, step) not in told for key in complete for step in self._history(key)):
             self._supersede()
         self.add(points)
-        self.tag(tags)
+        self.tag({PROVISIONAL_TAG: "false", **tags} if self._is_provisional else tags)
         if not self.finished:
             self._client.set_terminated(self.run_id, "FINISHED")
             self._run = self._client.get_run(self.run_id)
@@ -294,19 +311,21 @@ class RunRecord:
         tags = self._client.get_run(self.run_id).data.tags
         there = tags.get(MLFLOW_RUN_NOTE, "")
         if there in ("", text) or _digest(there) == tags.get(DESCRIPTION_TAG):
-            self.tag({MLFLOW_RUN_NOTE: text, DESCRIPTION_TAG: _digest(text)})  # in this order
+            self.tag({MLFLOW_RUN_NOTE: text, DESCRIPTION_TAG: _digest(text)})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        from mlflow.entities import RunTag
 
-    def fail(self, reason: str) -> None:
+        if tags:
+            self._client.log_batch(self.run_id, tags=[RunTag(*each) for each in tags.items()])
+
+    def fail(self, reason: str, *, status: str = "FAILED") -> None:
         """Record that the run ended badly; a run that had been finished before stays so."""
         if self._run.info.status != "RUNNING":
             return
         self._client.set_tag(self.run_id, FAILURE_TAG, as_text(reason))
-        self._client.set_terminated(self.run_id, "FAILED")
+        self._client.set_terminated(self.run_id, status)
         self._run = self._client.get_run(self.run_id)
 
     def _write(self) -> None:
@@ -321,7 +340,7 @@ class RunRecord:
             for point, told in part:
                 self._unwritten.pop(point)
                 if not point.key.startswith(SYSTEM):
-                    self._history(point.key)[point.step] = told.value
+                    self._known[point.key][point.step] = told.value
 
     def _write_params(self) -> None:
         """Record the parameters that are missing: all of a new run's."""
@@ -334,8 +353,6 @@ class RunRecord:
 
     def _supersede(self) -> None:
         """Put the run into the trash and start over with a fresh one."""
-        if os.environ.get("MLFLOW_RUN_ID"):  # it is Kubeflow's, and stays what it is
-            return
         run = self._client.get_run(self.run_id)
         old = run.info
         newer = find_run(self._client, old.experiment_id, SUPERSEDES_TAG, old.run_id)
@@ -347,7 +364,7 @@ class RunRecord:
         inputs = run.inputs.dataset_inputs if run.inputs else []
         self._client.log_inputs(newer.info.run_id, inputs)
         self._run = newer
-        self._histories = {}
+        self._note_latest()
         self._unwritten = {p: told for p, told in self._told.items() if self._recorded(p) is None}
         self._write_params()
 
@@ -356,14 +373,14 @@ class RunRecord:
         self._run = self._client.get_run(self.run_id)
 
 
-def _note(points: dict[Point, Told], point: Point, told: Told, *, results: bool) -> None:
+def _note(points: dict[Point, Told], point: Point, told: Told) -> None:
     """Keep what is told about a point: another result replaces it, the same keeps its first time.
 
     An answer of MLflow may get lost. Then it is told again what it has, with what was told since,
     and it knows a value again only if the time is equal, too.
     """
     before = points.get(point)
-    if before is None or (results and before.value != told.value):
+    if before is None or (is_result(point.key) and before.value != told.value):
         points[point] = told
 
 
@@ -379,21 +396,6 @@ def find_run(
         max_results=1,
     )
     return runs[0] if runs else None
-
-
-def injected_run(client: MlflowClient) -> Run | None:
-    """The run that Kubeflow's MLflow plugin made for the pipeline: the parent of the task's own."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return None
-    with explaining(
-        InputError,
-        problem=f"MLFLOW_RUN_ID={run_id} cannot be continued",
-        way_out="unset it, or set it to a run that is there and that you may read",
-    ):
-        run = client.get_run(run_id)
-        parent = run.data.tags.get("mlflow.parentRunId")
-        return client.get_run(parent) if parent else run
 
 
 def _create_run(

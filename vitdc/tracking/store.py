@@ -63,8 +63,13 @@ def store_name() -> str:
 @contextmanager
 def open_store(
     way_out: str = "set MLFLOW_TRACKING_URI to a store that works, or tracking.enabled to false",
+    *,
+    retries: int = 1,
 ) -> Iterator[MlflowClient]:
-    """The store that MLFLOW_TRACKING_URI names; what goes wrong with it is said in one line."""
+    """The store that MLFLOW_TRACKING_URI names; what goes wrong with it is said in one line.
+
+    A request is tried again `retries` times: at once, after 4 s, 8 s, 16 s, ...
+    """
     uri = tracking_uri()
     _check_scheme(uri)
     quiet_mlflow()
@@ -74,7 +79,7 @@ def open_store(
             problem=f"MLflow at {mask_credentials(uri)} cannot be used",
             way_out=way_out,
         ),
-        patience(retries=1, timeout=30),  # a busy server takes its time
+        patience(retries=retries, timeout=30),  # a busy server takes its time
     ):
         from mlflow import MlflowClient
 

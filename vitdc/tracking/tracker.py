@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdc.artifacts import (
+    OUT_OF_ROOM,
     Checkpoint,
     Clustering,
     ClusteringScores,
@@ -25,6 +27,7 @@ from vitdc.tracking.describing import dataset_fields, describe_result
 from vitdc.tracking.monitor import SystemMonitor
 from vitdc.tracking.naming import (
     DVC_TAG,
+    PROVISIONAL_TAG,
     ROUND_METRICS,
     SYSTEM,
     Point,
@@ -44,7 +47,6 @@ from vitdc.tracking.store import Trouble, open_store, reason_of, store_name, tro
 from vitdc.watching import Watcher
 
 BATCH_INTERVAL = 2.0  # seconds between batches that are told
-MEASURED = ("images_per_second",)  # of an epoch; the rest of it is a result
 RESULT_FILES = ("*.html", "*.csv", "*.json", "figures/*.png")
 
 _logger = logging.getLogger(__name__)
@@ -72,7 +74,12 @@ class Tracker(Watcher):
         """Record the epochs of the training that led to `round` (`Checkpoint.history`)."""
 
     def log_result(
-        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+        self,
+        *,
+        rows: Sequence[RoundRow],
+        metrics: Mapping[str, Any],
+        results: Path,
+        provisional: bool = False,
     ) -> None:
         """Record the finished run.
 
@@ -80,6 +87,7 @@ class Tracker(Watcher):
             rows: The rows of all rounds, with their scores.
             metrics: The content of metrics.json.
             results: Directory of the files people read; weights in it are not recorded.
+            provisional: More rounds may follow: the next result takes the place of this one.
         """
 
     def log_model(self, evaluation: Evaluation) -> None:
@@ -183,7 +191,12 @@ def log_evaluation(
         trained = Checkpoint.load(paths.checkpoint)
         tracker.log_history(trained.round, trained.history)
         tracker.log_scores(trained.round, Clustering.load(paths.clustering).scores)
-    tracker.log_result(rows=evaluation.rows, metrics=evaluation.metrics, results=evaluation.path)
+    tracker.log_result(
+        rows=evaluation.rows,
+        metrics=evaluation.metrics,
+        results=evaluation.path,
+        provisional=evaluation.metrics["stop_reason"] == OUT_OF_ROOM,
+    )
     tracker.log_description(evaluation)
     tracker.log_hash("dataset", dataset.path)
     tracker.log_hash("model", evaluation.path / "model")
@@ -197,6 +210,8 @@ class MlflowTracker(Tracker):
         about: Which run of which store; see `RunRecord.about`.
         record: The run, or None if its store cannot be reached now.
         remember: As of `Outbox`.
+        patience: As of `Outbox.close`.
+        limit: As of `Outbox.close`.
     """
 
     def __init__(
@@ -205,7 +220,10 @@ class MlflowTracker(Tracker):
         record: RunRecord | None = None,
         *,
         remember: bool = False,
+        patience: float | None = None,
+        limit: float = math.inf,
     ) -> None:
+        self._patience, self._limit = patience, limit
         self._about = about
         self._record = record
         self._outbox = Outbox(about, lambda: record or connect(about), remember=remember)
@@ -215,9 +233,9 @@ class MlflowTracker(Tracker):
             self._monitor = SystemMonitor(self._log_system)
 
     @classmethod
-    def of(cls, record: RunRecord) -> MlflowTracker:
+    def of(cls, record: RunRecord, **options: Any) -> MlflowTracker:
         """Of a run whose store has just been reached."""
-        return cls(record.about, record)
+        return cls(record.about, record, **options)
 
     @property
     def run_id(self) -> str:
@@ -229,24 +247,20 @@ class MlflowTracker(Tracker):
     ) -> None:
         if time.monotonic() >= self._next_batch:
             self._next_batch = time.monotonic() + BATCH_INTERVAL
-            self._tell(batch_points(round, step, values, num_steps=num_steps), results=False)
+            self._tell(batch_points(round, step, values, num_steps=num_steps))
 
     def on_epoch(self, round: int, row: Mapping[str, float], *, num_epochs: int) -> None:
-        speed = {name: row[name] for name in ("epoch", *MEASURED)}
-        results = {name: value for name, value in row.items() if name not in MEASURED}
-        self._tell(epoch_points(round, results, num_epochs=num_epochs))
-        self._tell(epoch_points(round, speed, num_epochs=num_epochs), results=False)
+        self._tell(epoch_points(round, row, num_epochs=num_epochs))
 
     def on_clustered(self, round: int, scores: ClusteringScores) -> None:
         self.log_scores(round, scores)
 
     def on_step(self, name: str, round: int, seconds: float) -> None:
-        self._tell({Point(f"seconds/{name}", round): seconds}, results=False)
+        self._tell({Point(f"seconds/{name}", round): seconds})
 
     def _log_system(self, values: Mapping[str, float]) -> None:
         seconds = int(time.time() - self._about["started"])
-        points = {Point(f"{SYSTEM}{name}", seconds): value for name, value in values.items()}
-        self._tell(points, results=False)
+        self._tell({Point(f"{SYSTEM}{name}", seconds): value for name, value in values.items()})
 
     def log_rounds(self, rows: Sequence[RoundRow]) -> None:
         self._tell(round_points(rows))
@@ -258,9 +272,16 @@ class MlflowTracker(Tracker):
         self._tell(history_points(round, history))
 
     def log_result(
-        self, *, rows: Sequence[RoundRow], metrics: Mapping[str, Any], results: Path
+        self,
+        *,
+        rows: Sequence[RoundRow],
+        metrics: Mapping[str, Any],
+        results: Path,
+        provisional: bool = False,
     ) -> None:
         points, tags = result_points(metrics)
+        if provisional:
+            tags[PROVISIONAL_TAG] = "true"
         points.update(round_points(rows))
         self._outbox.tell(FINISH, points=_dated(points), complete=ROUND_METRICS, tags=tags)
         for pattern in RESULT_FILES:
@@ -299,15 +320,15 @@ class MlflowTracker(Tracker):
 
     def close(self) -> None:
         self._stop_monitor()
-        self.left = self._outbox.close() or None
+        self.left = self._outbox.close(self._patience, self._limit) or None
 
     def _stop_monitor(self) -> None:
         if self._monitor:
             self._monitor.stop()
 
-    def _tell(self, points: Points, *, results: bool = True) -> None:
+    def _tell(self, points: Points) -> None:
         if points:
-            self._outbox.tell("points", points=_dated(points), results=results)
+            self._outbox.tell("points", points=_dated(points))
 
 
 def connect(about: Mapping[str, Any]) -> RunRecord:
