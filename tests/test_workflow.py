@@ -10,6 +10,9 @@ from kubernetes_api import make_workflow, task_nodes
 from vitdc import workflow
 from vitdc.workflow import describe_end, tasks
 
+KILLED = "main: OOMKilled (exit code 137)"
+NEEDED = "killed: it needed more than 256Mi"
+
 
 def test_tasks_are_named_as_people_do_and_have_one_state() -> None:
     found = tasks(
@@ -43,30 +46,20 @@ def test_compressed_nodes_are_read_as_well() -> None:
 @pytest.mark.parametrize(
     ("name", "message", "said"),
     [
-        (
-            "retrain (round 1)",
-            "main: OOMKilled (exit code 137)",
-            "in retrain (round 1): killed: it needed more than 256Mi,"
-            " kubernetes.resources.retrain.memory_limit",
-        ),
-        (
-            "start the record",
-            "main: OOMKilled (exit code 137)",
-            "in start the record: killed: it needed more than 256Mi,"
-            " kubernetes.resources.bookkeeping.memory_limit",
-        ),
+        ("retrain (round 1)", KILLED, f"{NEEDED}, kubernetes.resources.retrain.memory_limit"),
+        ("start the record", KILLED, f"{NEEDED}, kubernetes.resources.bookkeeping.memory_limit"),
         (
             "embed (round 0)",
             "main: Error (exit code 1): the loss is\nnot finite",
-            "in embed (round 0): Error (exit code 1): the loss is not finite",
+            "Error (exit code 1): the loss is not finite",
         ),
-        ("embed (round 0)", "", "in embed (round 0): Argo gives no reason"),
+        ("embed (round 0)", "", "Argo gives no reason"),
     ],
 )
 def test_a_failure_names_task_and_reason(name: str, message: str, said: str) -> None:
     failed = task_nodes(name, "Succeeded", "Failed", message=message, memory="256Mi")
     found = make_workflow("run", task_nodes("prepare", "Succeeded", "Succeeded"), failed)
-    assert describe_end(found) == f"failed {said}"
+    assert describe_end(found) == f"failed in {name}: {said}"
 
 
 def test_a_failure_of_kubeflows_driver_is_told_apart() -> None:
