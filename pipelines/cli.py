@@ -38,6 +38,12 @@ CLUSTER_OPTIONS = (
         help="Certificates to trust (default: SSL_CERT_FILE).",
     ),
 )
+CONTEXT_OPTION = click.Option(
+    ["--context"],
+    metavar="NAME",
+    help="Context of the kubeconfig that reaches the cluster (default: the current one); there the"
+    " reasons are found that Kubeflow's API does not have.",
+)
 MAX_ROUNDS_OPTION = click.Option(
     ["--max-rounds"],
     type=int,
@@ -211,7 +217,7 @@ def run_command(
     click.echo(f"\n{summarize(finished.evaluation)}\n{'logs':>13}: {finished.log}")
 
 
-@_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
+@_with(*CLUSTER_OPTIONS, CONTEXT_OPTION, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
 @cli.command("submit")
 @click.option("--run-name", metavar="NAME", help="Name of the run (default: one with the time).")
 @click.option("--wait", is_flag=True, help="Follow the run, and exit by its outcome.")
@@ -225,6 +231,7 @@ def submit_command(
     host: str | None,
     namespace: str | None,
     ca_file: Path | None,
+    context: str | None,
     max_rounds: int | None,
     experiment: str,
     image: str | None,
@@ -248,10 +255,10 @@ def submit_command(
     made = cluster.submit(found, pipeline, params, experiment=experiment, run_name=run_name)
     click.echo(made.url)
     if wait:
-        cluster.follow(found, made.run_id, timeout=timeout)
+        cluster.follow(found, made.run_id, context=context, timeout=timeout)
 
 
-@_with(*CLUSTER_OPTIONS)
+@_with(*CLUSTER_OPTIONS, CONTEXT_OPTION)
 @cli.command("follow")
 @click.argument("run_id")
 @click.option(
@@ -264,16 +271,19 @@ def follow_command(
     host: str | None,
     namespace: str | None,
     ca_file: Path | None,
+    context: str | None,
     run_id: str,
     timeout: float | None,
 ) -> None:
     """Watch the run RUN_ID until it ends, and exit by its outcome; Ctrl-C ends the watching only.
 
-    The id is the last part of the URL that `submit` printed.
+    The id is the last part of the URL that `submit` printed. Where a kubeconfig reaches the
+    cluster, or inside it, this also says what a pod waits for and why a task failed.
     """
     from pipelines import cluster
 
-    cluster.follow(cluster.connect(host, namespace, ca_file=ca_file), run_id, timeout=timeout)
+    found = cluster.connect(host, namespace, ca_file=ca_file)
+    cluster.follow(found, run_id, context=context, timeout=timeout)
 
 
 @_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)

@@ -6,13 +6,14 @@ bounded waiting, and with answers that say what to do. What kfp prints by itself
 
 from pipelines.cluster.connection import Cluster, connect
 from pipelines.cluster.cron import Cron
-from pipelines.cluster.following import follow
+from pipelines.cluster.following import Ended, follow
 from pipelines.cluster.scheduling import Scheduled, schedule
 from pipelines.cluster.submitting import Submitted, submit
 
 __all__ = [
     "Cluster",
     "Cron",
+    "Ended",
     "Scheduled",
     "Submitted",
     "connect",
