@@ -48,7 +48,8 @@ MAX_ROUNDS_OPTION = click.Option(
     ["--max-rounds"],
     type=int,
     metavar="N",
-    help="Rounds that the pipeline has room for (default: convergence.max_rounds).",
+    help="Rounds that the pipeline has room for (default: convergence.max_rounds). If they end"
+    " before the rounds do, another run continues: see `submit --continue`.",
 )
 PIPELINE_OPTIONS = (
     MAX_ROUNDS_OPTION,
@@ -147,14 +148,14 @@ def compile_command(
     params = _load(params_file, overrides)
     from pipelines import compiling
 
-    rounds = params.convergence.max_rounds if max_rounds is None else max_rounds
-    pipeline = compiling.build(params, max_rounds=rounds)
+    room = compiling.find_room(params, max_rounds)
+    pipeline = compiling.build(params, room=room)
     manifests = file_format == "manifests"
     size = compiling.write(pipeline, output, manifests=manifests, namespace=namespace)
     next_step = (
         f"kubectl apply -f {output}" if manifests else "upload it in KFP's UI, or use `submit`"
     )
-    click.echo(f"{output}: up to {rounds} rounds, {size / 1000:.0f} KB; {next_step}")
+    click.echo(f"{output}: room for {room.last} rounds, {size / 1000:.0f} KB; {next_step}")
 
 
 @_with(*PARAMS_OPTIONS)
@@ -220,12 +221,24 @@ def run_command(
 @_with(*CLUSTER_OPTIONS, CONTEXT_OPTION, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
 @cli.command("submit")
 @click.option("--run-name", metavar="NAME", help="Name of the run (default: one with the time).")
+@click.option(
+    "--continue",
+    "continued",
+    metavar="RUN_ID",
+    help="Go on with a run that ran out of room, from its last round, with its parameters and in"
+    " the same MLflow run.",
+)
 @click.option("--wait", is_flag=True, help="Follow the run, and exit by its outcome.")
+@click.option(
+    "--until-converged",
+    is_flag=True,
+    help="With --wait: continue a run that ran out of room, until the rounds themselves end.",
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="With --wait: stop following after this time.",
+    help="With --wait: stop following a run after this time.",
 )
 def submit_command(
     host: str | None,
@@ -236,7 +249,9 @@ def submit_command(
     experiment: str,
     image: str | None,
     run_name: str | None,
+    continued: str | None,
     wait: bool,
+    until_converged: bool,
     timeout: float | None,
     params_file: Path,
     overrides: tuple[str, ...],
@@ -247,15 +262,43 @@ def submit_command(
     settings are the same version. A token is read from KF_PIPELINES_TOKEN, or from the file that
     KF_PIPELINES_SA_TOKEN_PATH names.
     """
+    if until_converged and not wait:
+        raise click.BadParameter("it needs --wait", param_hint="--until-converged")
+    if continued and any(not each.startswith("kubernetes.") for each in overrides):
+        raise click.BadParameter(
+            "a continued run keeps its parameters; only those of kubernetes can be set",
+            param_hint="-S",
+        )
     params = _load(params_file, overrides, image)
     from pipelines import cluster, compiling
 
-    pipeline = compiling.build(params, max_rounds=max_rounds)
     found = cluster.connect(host, namespace, ca_file=ca_file)
-    made = cluster.submit(found, pipeline, params, experiment=experiment, run_name=run_name)
-    click.echo(made.url)
-    if wait:
-        cluster.follow(found, made.run_id, context=context, timeout=timeout)
+    done = 0
+    if continued:
+        params, done = cluster.find_continued(found, continued, params.kubernetes)
+    while True:
+        room = compiling.find_room(params, max_rounds, done)
+        made = cluster.submit(
+            found,
+            compiling.build(params, room=room),
+            params,
+            experiment=experiment,
+            run_name=run_name,
+            continued_run_id=continued,
+        )
+        click.echo(made.url)
+        if not wait:
+            return
+        ended = cluster.follow(found, made.run_id, context=context, timeout=timeout)
+        if not ended.is_out_of_room(room.last):
+            return
+        if not until_converged:
+            click.echo(
+                f"out of room after round {room.last}; `submit --continue {made.run_id}` goes on",
+                err=True,
+            )
+            return
+        continued, done = made.run_id, room.last
 
 
 @_with(*CLUSTER_OPTIONS, CONTEXT_OPTION)
@@ -337,7 +380,7 @@ def schedule_command(
     from pipelines import cluster, compiling
 
     cron = cluster.Cron.parse(cron_text)
-    pipeline = compiling.build(params, max_rounds=max_rounds)
+    pipeline = compiling.build(params, room=compiling.find_room(params, max_rounds))
     made = cluster.schedule(
         cluster.connect(host, namespace, ca_file=ca_file),
         pipeline,

@@ -17,6 +17,7 @@ from toys import ToyRun
 
 from vitdc import code, kubeflow, workflow
 from vitdc.artifacts import Checkpoint, Clustering, Dataset, Evaluation, Round
+from vitdc.code import code_version
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 from vitdc.metrics import majority_confusion
@@ -73,17 +74,28 @@ def test_the_store_is_the_plugins_or_else_the_clusters(
         assert os.environ.get("MLFLOW_TRACKING_PASSWORD") == (None if plugin else "our PASSWORD")
 
 
-def test_sections_come_as_doubles_and_leave_as_what_they_are() -> None:
-    found = kubeflow.sections(joint={"epochs": 3.0, "rotate": 10.0}, clustering={})
-    assert found["joint"].epochs == 3
-    assert set(found) == {"joint", "clustering"}
-    with pytest.raises(InputError, match=r"the pipeline's parameters: joint\.epochs"):
-        kubeflow.sections(joint={"epochs": 3.5})
+def test_settings_come_as_doubles_and_leave_as_what_they_are() -> None:
+    settings = {"code": code_version(), "seed": 7.0, "joint": {"epochs": 3.0, "rotate": 10.0}}
+    with kubeflow.configured({**settings, "record": "1/2"}) as config:
+        assert config["joint"].epochs == 3
+        assert (config["seed"], set(config)) == (7, {"seed", "joint"})
 
 
-def test_a_pipeline_ends_after_the_rounds_it_was_compiled_for() -> None:
-    assert kubeflow.capped({"max_rounds": 10.0}, 3)["max_rounds"] == 3
-    assert kubeflow.capped({"max_rounds": 2.0}, 3)["max_rounds"] == 2
+def test_wrong_settings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"code": code_version(), "joint": {"epochs": 3.5}}
+    with pytest.raises(SystemExit) as caught, kubeflow.configured(settings):
+        pass
+    assert caught.value.code == 2
+    assert "the pipeline's parameters: joint.epochs" in capsys.readouterr().err
+
+
+def test_a_task_is_given_the_settings_that_it_uses_and_no_others() -> None:
+    changed = kubeflow.task_settings({"joint": {"gamma": 7.0}}, code="1", record="a/b")
+    default = kubeflow.task_settings({}, code="1", record="a/b")
+    assert {task for task in default if changed[task] != default[task]} == {"retrain", "check"}
+    others = kubeflow.task_settings({}, code="1", record="c/d")
+    assert {task for task in default if others[task] != default[task]} == {"check", "evaluate"}
+    assert all(settings["code"] == "1" for settings in default.values())
 
 
 def test_scratch_is_apart_for_every_run_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

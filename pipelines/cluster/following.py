@@ -23,6 +23,7 @@ from pipelines.cluster.details import (
 from pipelines.cluster.errors import TIMEOUT, NotKubeflowError, describe
 from pipelines.cluster.line import ProgressLine
 from pipelines.cluster.observer import Observer
+from pipelines.deep_clustering import OUT_OF_ROOM
 from vitdc import workflow
 from vitdc.errors import InputError, TrainingError
 
@@ -39,6 +40,10 @@ class Ended(NamedTuple):
     tasks: frozenset[str]
     """Names of the tasks that succeeded, as far as they are known: Kubeflow's API alone does not
     know the later ones of a long run."""
+
+    def is_out_of_room(self, last: int) -> bool:
+        """Whether its rounds would have gone on after the last that its pipeline had room for."""
+        return OUT_OF_ROOM.format(last) in self.tasks
 
 
 def follow(
