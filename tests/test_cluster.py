@@ -709,7 +709,7 @@ def kubernetes(
 ) -> Iterator[kubernetes_api.Kubernetes]:
     """A cluster that the kubeconfig names."""
     monkeypatch.setattr(observer, "GRACE", 0.0)
-    with kubernetes_api.serve() as server:
+    with kubernetes_api.serve(kubernetes_api.Kubernetes()) as server:
         server.write_kubeconfig(tmp_path / "kubeconfig", "here", "there")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         yield server

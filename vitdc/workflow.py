@@ -215,7 +215,7 @@ class ReadError(Exception):
 
 
 class Kubernetes:
-    """The API of a Kubernetes cluster, read only; objects come as the API writes them."""
+    """The API of a Kubernetes cluster; objects are as the API writes them."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -251,7 +251,7 @@ class Kubernetes:
         Raises:
             ReadError: There is no answer, or it is an error.
         """
-        return json.loads(self._read(path, query))
+        return json.loads(self._request("GET", path, query))
 
     def log(self, namespace: str, pod: str, lines: int) -> list[str]:
         """The last lines of a pod's main container.
@@ -261,7 +261,7 @@ class Kubernetes:
         """
         query = {"container": "main", "tailLines": str(lines)}
         path = f"api/v1/namespaces/{namespace}/pods/{pod}/log"
-        return self._read(path, query).decode(errors="replace").splitlines()
+        return self._request("GET", path, query).decode(errors="replace").splitlines()
 
     def workflow(self, namespace: str, run_id: str, known: Object | None = None) -> Object | None:
         """The Workflow of a pipeline run; None if there is none, or no longer.
@@ -277,7 +277,7 @@ class Kubernetes:
         path = f"apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
         query = {"labelSelector": f"{RUN_LABEL}={run_id}"}
         if known:
-            found = json.loads(self._read(path, query, _METADATA_ONLY))["items"]
+            found = json.loads(self._request("GET", path, query, accept=_METADATA_ONLY))["items"]
             if [_version(known)] == [_version(item) for item in found]:
                 return known
         return next(iter(self.get(path, **query)["items"]), None)
@@ -292,16 +292,41 @@ class Kubernetes:
         pods = self.get("api/v1/pods", fieldSelector=unfinished)["items"]
         return self.get("api/v1/nodes")["items"], pods
 
-    def _read(self, path: str, query: Mapping[str, str], accept: str = "*/*") -> bytes:
+    def post(self, path: str, item: Object) -> None:
+        """Make an object.
+
+        Raises:
+            ReadError: There is no answer, or it is an error.
+        """
+        self._request("POST", path, {}, body=item)
+
+    def delete(self, path: str) -> None:
+        """Delete an object.
+
+        Raises:
+            ReadError: There is no answer, or it is an error.
+        """
+        self._request("DELETE", path, {})
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        accept: str = "*/*",
+        body: Object | None = None,
+    ) -> bytes:
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
             answer = self.client.call_api(
                 f"/{path}",
-                "GET",
+                method,
                 query_params=list(query.items()),
-                header_params={"Accept": accept},
+                header_params={"Accept": accept, "Content-Type": "application/json"},
+                body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
