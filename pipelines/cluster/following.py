@@ -218,12 +218,12 @@ class _Watch:
     def explain(self) -> str:
         """How the run ended that did not succeed, after the logs of what failed."""
         found = self.observer.workflow
-        if found is None:
+        if found is None or self.observer.tasks is None:
             if not is_terminated(self.run):
                 self._point_to_kubectl("`kubectl logs -n {} POD -c main --tail 20`")
             return describe_end(self.run, self.labels or {})
         if not workflow.is_terminated(found):
-            for task in workflow.tasks(found):
+            for task in self.observer.tasks:
                 lines = self.observer.log_of(task) if task.state == workflow.FAILED else []
                 if lines:
                     self.line.note("\n  ".join([f"the last lines of {task.name}:", *lines]))
