@@ -887,7 +887,7 @@ def test_refused_kubernetes_leaves_kubeflows_view_and_says_so(
     with pytest.raises(TrainingError, match="the run failed in prepare; its logs"):
         watch(kubeflow, submitted.run_id, stream)
     assert "; not read here: " in stream.getvalue()
-    assert "HTTP 403 Forbidden" in stream.getvalue()
+    assert "HTTP 403: forbidden" in stream.getvalue()
     assert len(kubernetes.requests) == 1
 
 

@@ -13,6 +13,7 @@ node that may be tried again is followed by its attempts: `executor(0)`, `execut
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import gzip
 import json
@@ -55,6 +56,8 @@ class Task(NamedTuple):
     """Argo's node of its last pod, or its own node if it had no pod."""
     attempts: int
     """How many pods have tried to run it."""
+    is_round: bool = False
+    """Whether it is not a component but a part of the pipeline, which has a driver only."""
 
     @property
     def message(self) -> str:
@@ -121,7 +124,7 @@ def _task(driver_path: str, by_path: Mapping[str, list[Object]]) -> Task | None:
     name, is_component = _specification(path, drivers)
     if not is_component and (own or state == RUNNING):
         return None
-    return Task(name, state, last, len(executors))
+    return Task(name, state, last, len(executors), is_round=not is_component)
 
 
 def _pods(nodes: Iterable[Object]) -> list[Object]:
@@ -334,9 +337,16 @@ class Kubernetes:
             )
             return bytes(answer.data)
         except ApiException as error:
-            raise ReadError(f"{path}: HTTP {error.status} {error.reason}", error.status) from None
+            raise ReadError(f"{path}: HTTP {error.status}: {_said(error)}", error.status) from None
         except HTTPError as error:
             raise ReadError(one_line(error)) from None
+
+
+def _said(error: Any) -> str:
+    """The message in an answer that is an error."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return one_line(json.loads(error.body)["message"])
+    return str(error.reason)
 
 
 def own_namespace() -> str:

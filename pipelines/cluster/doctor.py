@@ -93,8 +93,9 @@ def examine(
     try:
         found = connect(host, namespace, ca_file=ca_file)
         runs = found.namespace or "kubeflow"
-        oldest = ".".join(map(str, OLDEST_BACKEND))
-        version = found.client.get_version() or f"(it does not say which; {oldest} is needed)"
+        version = found.client.get_version() or "unknown"
+        if version == "unknown":
+            version = f"of unknown version, {'.'.join(map(str, OLDEST_BACKEND))} is needed,"
         yield Finding(True, "Kubeflow Pipelines", f"{version} at {found.host}")
     except InputError as error:
         yield Finding(False, "Kubeflow Pipelines", str(error))
@@ -131,7 +132,7 @@ def _checks(cluster: _Cluster) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "nodes", partial(_check_nodes, cluster)
     for asked in needs.asked:
         if cluster.rooms:
-            yield f"room for {asked.component}", partial(_check_room, cluster, asked)
+            yield f"room for {', '.join(asked.components)}", partial(_check_room, cluster, asked)
 
 
 def _check_api(cluster: _Cluster) -> str:
@@ -190,13 +191,9 @@ def _check_nodes(cluster: _Cluster) -> str:
 
 
 def _check_room(cluster: _Cluster, asked: Asked) -> str:
-    section = asked.component if asked.component in _SECTIONS else "bookkeeping"
     if shortage := find_shortage(asked.resources, cluster.rooms, asked.selector):
-        raise InputError(f"{shortage}; free some, or ask less in kubernetes.resources.{section}")
+        raise InputError(f"{shortage}; free some, or ask less in kubernetes.resources")
     return ", ".join(describe(*amount) for amount in asked.resources.items())
-
-
-_SECTIONS = type(KubernetesConfig().resources).model_fields
 
 
 # --- from inside ---------------------------------------------------------------------------------

@@ -197,8 +197,8 @@ class _Watch:
         if self.observer.tasks is None:
             return names_of(self.run, self.labels or {}, "RUNNING")
         going_on = (workflow.RUNNING, workflow.PENDING)
-        waits = self.observer.reasons
-        return [t.name for t in self.observer.tasks if t.state in going_on and t.name not in waits]
+        tasks = [t for t in self.observer.tasks if t.state in going_on and not t.is_round]
+        return [task.name for task in tasks if task.name not in self.observer.reasons]
 
     def _waits(self) -> list[str]:
         """What waits for what; a pod that is about to start is not worth a word."""

@@ -16,9 +16,9 @@ Settings = Mapping[str, Any]
 
 
 class Asked(NamedTuple):
-    """What the pod of a component asks of a node."""
+    """What the pod of each of some components asks of a node."""
 
-    component: str
+    components: list[str]
     resources: Resources
     selector: Mapping[str, str]
 
@@ -31,7 +31,7 @@ class Needs(NamedTuple):
         keys: Keys that tasks read, by kind (Secret or ConfigMap) and name.
         claims: Names of the PersistentVolumeClaims.
         pull_secrets: Names of Secrets for the registry.
-        asked: Per component.
+        asked: By the tasks.
     """
 
     images: list[str]
@@ -63,15 +63,21 @@ def find_needs(pipeline: Any) -> Needs:
             for s in settings.values()
             for secret in s.get("imagePullSecret", ())
         ),
-        asked=[
-            Asked(
-                label.removeprefix("exec-"),
-                _resources(executor["container"].get("resources", {})),
-                settings.get(label, {}).get("nodeSelector", {}).get("labels", {}),
-            )
-            for label, executor in spec.items()
-        ],
+        asked=_find_asked(spec, settings),
     )
+
+
+def _find_asked(spec: Settings, settings: Settings) -> list[Asked]:
+    """What components ask, those that ask for the same together."""
+    found: list[Asked] = []
+    for label, executor in sorted(spec.items()):
+        resources = _resources(executor["container"].get("resources", {}))
+        selector = settings.get(label, {}).get("nodeSelector", {}).get("labels", {})
+        like = [each for each in found if (each.resources, each.selector) == (resources, selector)]
+        if not like:
+            found += (like := [Asked([], resources, selector)])
+        like[0].components.append(label.removeprefix("exec-"))
+    return found
 
 
 def _unique(names: Any) -> list[str]:

@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 
 from pipelines.cluster.pods import (
+    STARTING,
     Room,
     describe_unscheduled,
     describe_waiting,
+    find_missing,
     find_rooms,
     scheduler_message,
 )
@@ -96,7 +98,7 @@ class Observer:
         for task in pending:
             pod = next((pod for pod in pods if task.is_run_by(pod)), None)
             reason = self._reason(pod) if pod else one_line(task.message)
-            if reason:
+            if reason and reason not in STARTING:
                 yield task.name, reason
 
     def _reason(self, pod: Object) -> str | None:
@@ -108,7 +110,10 @@ class Observer:
             if self._unscheduled.get(uid, ("", ""))[0] != message:  # asks much of a large cluster
                 self._unscheduled[uid] = message, describe_unscheduled(pod, self._rooms())
             return self._unscheduled[uid][1]
-        return describe_waiting(pod) or self._warning(uid)
+        if waits := describe_waiting(pod):
+            return waits
+        warning = self._last_warning(uid)
+        return find_missing(pod, warning) or warning
 
     def _rooms(self) -> list[Room] | None:
         assert self._kubernetes
@@ -117,7 +122,7 @@ class Observer:
         except ReadError:
             return None  # most users may read their own namespace only
 
-    def _warning(self, uid: str) -> str | None:
+    def _last_warning(self, uid: str) -> str:
         """The last warning about a pod, such as of a volume that cannot be mounted."""
         assert self._kubernetes
         found = self._kubernetes.get(
@@ -125,4 +130,4 @@ class Observer:
             fieldSelector=f"involvedObject.uid={uid},type=Warning",
         )["items"]
         last = max(found, key=lambda event: str(event.get("lastTimestamp")), default=None)
-        return one_line(last["message"]) if last else None
+        return one_line(last["message"]) if last else ""
