@@ -13,7 +13,7 @@ from vitdc.workflow import describe_end, tasks
 
 RECORDINGS = Path(__file__).parent / "recordings"
 KILLED = "main: OOMKilled (exit code 137)"
-NEEDED = "killed: it needed more than 256Mi"
+NEEDED = "killed: it needed more than 64Mi"
 
 
 def test_tasks_are_named_as_people_do_and_have_one_state() -> None:
@@ -59,7 +59,7 @@ def test_compressed_nodes_are_read_as_well() -> None:
     ],
 )
 def test_a_failure_names_task_and_reason(name: str, message: str, said: str) -> None:
-    failed = task_nodes(name, "Succeeded", "Failed", message=message, memory="256Mi")
+    failed = task_nodes(name, "Succeeded", "Failed", message=message, memory="64Mi")
     found = make_workflow("run", task_nodes("prepare", "Succeeded", "Succeeded"), failed)
     assert describe_end(found) == f"failed in {name}: {said}"
 
@@ -107,6 +107,11 @@ def test_a_terminated_run_and_one_out_of_time_are_no_failures_of_a_task() -> Non
             "terminated",
             {"find the data": "FAILED", "record the end": "FAILED"},
             "was terminated during find the data",
+        ),
+        (
+            "killed",
+            {"prepare": "FAILED"},
+            f"failed in prepare: {NEEDED}, kubernetes.resources.prepare.memory_limit",
         ),
     ],
 )

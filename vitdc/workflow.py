@@ -65,6 +65,11 @@ class Task(NamedTuple):
         return str(self.node.get("message", "")).removeprefix("main: ")
 
     @property
+    def was_killed(self) -> bool:
+        """Whether it needed more memory than it may have; its log has nothing of that."""
+        return self.message.startswith("OOMKilled")
+
+    @property
     def in_driver(self) -> bool:
         """Whether the last pod is Kubeflow's driver, which prepares the task."""
         return _path(self.node).endswith(_DRIVER)
@@ -185,7 +190,7 @@ def _is_out_of_time(workflow: Object) -> bool:
 def describe_failure(task: Task) -> str:
     """Why a task failed, in a line."""
     reason = one_line(task.message or "Argo gives no reason")
-    if task.message.startswith("OOMKilled"):
+    if task.was_killed:
         reason = f"killed: it needed more than {_memory_limit(task)}"
         if not task.in_driver:
             reason += f", kubernetes.resources.{_section(task)}.memory_limit"

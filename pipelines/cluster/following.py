@@ -223,8 +223,8 @@ class _Watch:
                 self._point_to_kubectl("`kubectl logs -n {} POD -c main --tail 20`")
             return describe_end(self.run, self.labels or {})
         if not workflow.is_terminated(found):
-            for task in self.observer.tasks:
-                lines = self.observer.log_of(task) if task.state == workflow.FAILED else []
-                if lines:
+            failed = [task for task in self.observer.tasks if task.state == workflow.FAILED]
+            for task in failed:
+                if lines := ([] if task.was_killed else self.observer.log_of(task)):
                     self.line.note("\n  ".join([f"the last lines of {task.name}:", *lines]))
         return workflow.describe_end(found)

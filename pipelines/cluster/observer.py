@@ -112,8 +112,8 @@ class Observer:
             return self._unscheduled[uid][1]
         if waits := describe_waiting(pod):
             return waits
-        warning = self._last_warning(uid)
-        return find_missing(pod, warning) or warning
+        news = self._last_news(uid)
+        return find_missing(pod, news) or news
 
     def _rooms(self) -> list[Room] | None:
         assert self._kubernetes
@@ -122,12 +122,13 @@ class Observer:
         except ReadError:
             return None  # most users may read their own namespace only
 
-    def _last_warning(self, uid: str) -> str:
-        """The last warning about a pod, such as of a volume that cannot be mounted."""
+    def _last_news(self, uid: str) -> str:
+        """The last event of a pod, if it is a warning or an image that is being pulled."""
         assert self._kubernetes
         found = self._kubernetes.get(
             f"api/v1/namespaces/{self.namespace}/events",
-            fieldSelector=f"involvedObject.uid={uid},type=Warning",
+            fieldSelector=f"involvedObject.uid={uid}",
         )["items"]
-        last = max(found, key=lambda event: str(event.get("lastTimestamp")), default=None)
-        return one_line(last["message"]) if last else ""
+        last: Object = max(found, key=lambda event: str(event.get("lastTimestamp")), default={})
+        telling = last.get("type") == "Warning" or last.get("reason") == "Pulling"
+        return one_line(last["message"]) if telling else ""
