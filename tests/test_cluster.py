@@ -529,6 +529,15 @@ def test_progress_names_tasks_as_people_do(kubeflow: Kubeflow, start: Start) -> 
     assert lines[-1].startswith("1:02:03 ")  # from the creation to the end
 
 
+def test_a_run_that_has_no_state_yet_is_pending(kubeflow: Kubeflow, start: Start) -> None:
+    submitted = start()
+    kubeflow.progress = [("", {}), ("SUCCEEDED", {})]
+    assert [line.split(" ", 1)[1] for line in watch(kubeflow, submitted.run_id)] == [
+        "pending",
+        "succeeded",
+    ]
+
+
 def test_terminal_shows_one_line_that_changes(kubeflow: Kubeflow, start: Start) -> None:
     submitted = start()
     kubeflow.progress = [*ROUNDS, ("SUCCEEDED", {})]

@@ -120,8 +120,9 @@ class _Watch:
             run = self.cluster.client.runs.run_service_get_run(
                 run_id=self.run_id, _request_timeout=TIMEOUT
             )
-            if run.state is None:
+            if run.run_id is None:
                 raise NotKubeflowError
+            run.state = run.state or "PENDING"  # Kubeflow has none for the first moments
             if self.labels is None:
                 self.labels = task_labels(self.cluster, run)
         except (api.ApiException, urllib3.exceptions.HTTPError, NotKubeflowError) as error:
