@@ -38,11 +38,18 @@ CLUSTER_OPTIONS = (
         help="Certificates to trust (default: SSL_CERT_FILE).",
     ),
 )
+CONTEXT_OPTION = click.Option(
+    ["--context"],
+    metavar="NAME",
+    help="Context of the kubeconfig that reaches the cluster (default: the current one); there the"
+    " reasons are found that Kubeflow's API does not have.",
+)
 MAX_ROUNDS_OPTION = click.Option(
     ["--max-rounds"],
     type=int,
     metavar="N",
-    help="Rounds that the pipeline has room for (default: convergence.max_rounds).",
+    help="Rounds that the pipeline has room for (default: convergence.max_rounds). If they end"
+    " before the rounds do, another run continues: see `submit --continue`.",
 )
 PIPELINE_OPTIONS = (
     MAX_ROUNDS_OPTION,
@@ -141,14 +148,14 @@ def compile_command(
     params = _load(params_file, overrides)
     from pipelines import compiling
 
-    rounds = params.convergence.max_rounds if max_rounds is None else max_rounds
-    pipeline = compiling.build(params, max_rounds=rounds)
+    room = compiling.find_room(params, max_rounds)
+    pipeline = compiling.build(params, room=room)
     manifests = file_format == "manifests"
     size = compiling.write(pipeline, output, manifests=manifests, namespace=namespace)
     next_step = (
         f"kubectl apply -f {output}" if manifests else "upload it in KFP's UI, or use `submit`"
     )
-    click.echo(f"{output}: up to {rounds} rounds, {size / 1000:.0f} KB; {next_step}")
+    click.echo(f"{output}: room for {room.last} rounds, {size / 1000:.0f} KB; {next_step}")
 
 
 @_with(*PARAMS_OPTIONS)
@@ -211,25 +218,40 @@ def run_command(
     click.echo(f"\n{summarize(finished.evaluation)}\n{'logs':>13}: {finished.log}")
 
 
-@_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
+@_with(*CLUSTER_OPTIONS, CONTEXT_OPTION, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
 @cli.command("submit")
 @click.option("--run-name", metavar="NAME", help="Name of the run (default: one with the time).")
+@click.option(
+    "--continue",
+    "continued",
+    metavar="RUN_ID",
+    help="Go on with a run that ran out of room, from its last round, with its parameters and in"
+    " the same MLflow run.",
+)
 @click.option("--wait", is_flag=True, help="Follow the run, and exit by its outcome.")
+@click.option(
+    "--until-converged",
+    is_flag=True,
+    help="With --wait: continue a run that ran out of room, until the rounds themselves end.",
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="With --wait: stop following after this time.",
+    help="With --wait: stop following a run after this time.",
 )
 def submit_command(
     host: str | None,
     namespace: str | None,
     ca_file: Path | None,
+    context: str | None,
     max_rounds: int | None,
     experiment: str,
     image: str | None,
     run_name: str | None,
+    continued: str | None,
     wait: bool,
+    until_converged: bool,
     timeout: float | None,
     params_file: Path,
     overrides: tuple[str, ...],
@@ -240,18 +262,46 @@ def submit_command(
     settings are the same version. A token is read from KF_PIPELINES_TOKEN, or from the file that
     KF_PIPELINES_SA_TOKEN_PATH names.
     """
+    if until_converged and not wait:
+        raise click.BadParameter("it needs --wait", param_hint="--until-converged")
+    if continued and any(not each.startswith("kubernetes.") for each in overrides):
+        raise click.BadParameter(
+            "a continued run keeps its parameters; only those of kubernetes can be set",
+            param_hint="-S",
+        )
     params = _load(params_file, overrides, image)
     from pipelines import cluster, compiling
 
-    pipeline = compiling.build(params, max_rounds=max_rounds)
     found = cluster.connect(host, namespace, ca_file=ca_file)
-    made = cluster.submit(found, pipeline, params, experiment=experiment, run_name=run_name)
-    click.echo(made.url)
-    if wait:
-        cluster.follow(found, made.run_id, timeout=timeout)
+    done = 0
+    if continued:
+        params, done = cluster.find_continued(found, continued, params.kubernetes)
+    while True:
+        room = compiling.find_room(params, max_rounds, done)
+        made = cluster.submit(
+            found,
+            compiling.build(params, room=room),
+            params,
+            experiment=experiment,
+            run_name=run_name,
+            continued_run_id=continued,
+        )
+        click.echo(made.url)
+        if not wait:
+            return
+        ended = cluster.follow(found, made.run_id, context=context, timeout=timeout)
+        if not ended.is_out_of_room(room.last):
+            return
+        if not until_converged:
+            click.echo(
+                f"out of room after round {room.last}; `submit --continue {made.run_id}` goes on",
+                err=True,
+            )
+            return
+        continued, done = made.run_id, room.last
 
 
-@_with(*CLUSTER_OPTIONS)
+@_with(*CLUSTER_OPTIONS, CONTEXT_OPTION)
 @cli.command("follow")
 @click.argument("run_id")
 @click.option(
@@ -264,16 +314,19 @@ def follow_command(
     host: str | None,
     namespace: str | None,
     ca_file: Path | None,
+    context: str | None,
     run_id: str,
     timeout: float | None,
 ) -> None:
     """Watch the run RUN_ID until it ends, and exit by its outcome; Ctrl-C ends the watching only.
 
-    The id is the last part of the URL that `submit` printed.
+    The id is the last part of the URL that `submit` printed. Where a kubeconfig reaches the
+    cluster, or inside it, this also says what a pod waits for and why a task failed.
     """
     from pipelines import cluster
 
-    cluster.follow(cluster.connect(host, namespace, ca_file=ca_file), run_id, timeout=timeout)
+    found = cluster.connect(host, namespace, ca_file=ca_file)
+    cluster.follow(found, run_id, context=context, timeout=timeout)
 
 
 @_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)
@@ -327,7 +380,7 @@ def schedule_command(
     from pipelines import cluster, compiling
 
     cron = cluster.Cron.parse(cron_text)
-    pipeline = compiling.build(params, max_rounds=max_rounds)
+    pipeline = compiling.build(params, room=compiling.find_room(params, max_rounds))
     made = cluster.schedule(
         cluster.connect(host, namespace, ca_file=ca_file),
         pipeline,

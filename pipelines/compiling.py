@@ -25,6 +25,23 @@ MAX_BYTES = 700_000
 it, to which the run's status is added, and etcd refuses requests of more than 1.5 MiB."""
 
 
+def find_room(params: Params, num_rounds: int | None = None, done: int = 0) -> Room:
+    """The rounds that a pipeline shall have room for.
+
+    Args:
+        params: `convergence.max_rounds` says how many rounds there may be.
+        num_rounds: How many of them it shall have room for; by default for all that are left.
+        done: How many rounds the continued run has done.
+
+    Raises:
+        InputError: `num_rounds` is not at least 1.
+    """
+    if num_rounds is not None and num_rounds < 1:
+        raise InputError(f"--max-rounds {num_rounds}: at least 1 round is needed")
+    left = max(params.convergence.max_rounds - done, 1)
+    return Room(first=done + 1, last=done + (num_rounds or left))
+
+
 def build(params: Params, *, room: Room | None = None, local: bool = False) -> Any:
     """The pipeline for `params`, whose sections become the defaults of its parameters.
 
@@ -34,16 +51,14 @@ def build(params: Params, *, room: Room | None = None, local: bool = False) -> A
         local: For KFP's local runners, which need nothing of a cluster.
 
     Raises:
-        InputError: There is no room for a round, or `data.repo` has a password in it.
+        InputError: `data.repo` has a password in it.
     """
     if params.data.repo and mask_credentials(params.data.repo) != params.data.repo:
         raise InputError(
             "data.repo: its user or password would stand in the pipeline and in its logs; use an"
             " ssh:// address, or give the tasks a .netrc or a git credential"
         )
-    room = room or Room(params.convergence.max_rounds)
-    if room.last < room.first:
-        raise InputError(f"--max-rounds {room.last - room.first + 1}: at least 1 round is needed")
+    room = room or find_room(params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         pipeline = build_pipeline(

@@ -25,6 +25,10 @@ OUT_OF_ROOM = "evaluate (round {}, out of room)"
 """Name of the task that evaluates a run whose room ended before its rounds."""
 
 
+CONTINUED_RUN_ID = "continued_run_id"
+"""The parameter of a pipeline that continues another run: Kubeflow's id of that."""
+
+
 class Room(NamedTuple):
     """The rounds that a pipeline has room for; it continues another run if `first` is not 1."""
 
@@ -46,14 +50,14 @@ def build_pipeline(defaults: Params, *, room: Room, code: str, configure: Config
         configure: Gives a task its name and what it needs from the cluster.
 
     Returns:
-        KFP's pipeline, ready to be compiled or called. If it continues another, it has the
-        parameter `continued_run_id`, too: Kubeflow's id of that run.
+        KFP's pipeline, ready to be compiled or called. If it continues another run, it has the
+        parameter CONTINUED_RUN_ID, too.
     """
-    arguments = pipeline_parameters(defaults) | ({"continued_run_id": ""} if room.continues else {})
+    arguments = pipeline_parameters(defaults) | ({CONTINUED_RUN_ID: ""} if room.continues else {})
 
     def deep_clustering(*values: Any) -> None:
         given = dict(zip(arguments, values, strict=True))
-        continued = given.pop("continued_run_id", None)
+        continued = given.pop(CONTINUED_RUN_ID, None)
         run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         ending = components.end_record(pipeline_run_id=run_id, **given)
         configure.task(ending, "record the end")

@@ -26,7 +26,7 @@ from kfp import dsl, local
 from kfp.local.orchestrator import task_executor
 
 from pipelines.compiling import build
-from pipelines.deep_clustering import CONTINUE_RECORD, START_RECORD, Room
+from pipelines.deep_clustering import CONTINUE_RECORD, CONTINUED_RUN_ID, START_RECORD, Room
 from vitdc import artifacts, tracking
 from vitdc.artifacts import Evaluation
 from vitdc.config import Params
@@ -100,7 +100,7 @@ def run_pipeline(
             cache_root=str(root / "cache"),
         )
         try:
-            pipeline(**({"continued_run_id": continued_run_id} if continued_run_id else {}))
+            pipeline(**({CONTINUED_RUN_ID: continued_run_id} if continued_run_id else {}))
         except (KeyboardInterrupt, SystemExit):  # KFP's exit handler does not see these
             with tracking.resume_record(watch.record) as tracker:
                 tracker.failed("interrupted")

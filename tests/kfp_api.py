@@ -58,6 +58,7 @@ class Kubeflow:
         answers: Called with method and path before anything else; what it returns (status, content
             type, body) is the answer.
         progress: States of a run and of its tasks (by key), the next at every look.
+        recorded: A run as a real Kubeflow told of it, which takes the place of `progress`.
         requests: Method and path of all requests.
     """
 
@@ -69,6 +70,7 @@ class Kubeflow:
         self.version: str | None = "2.17.0"
         self.answers: Callable[[str, str], tuple[int, str, str] | None] = lambda *_: None
         self.progress: list[tuple[str, dict[str, str]]] = [("SUCCEEDED", {})]
+        self.recorded: dict[str, Any] = {}
         self.run_error: str | None = None
         self.task_errors: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
@@ -205,6 +207,8 @@ class Kubeflow:
     def _get_run(self, run_id: str, **_: Any) -> Any:
         if run_id not in self.runs:
             raise Refusal(404, 5, f"Failed to get a run: ResourceNotFoundError: Run {run_id}")
+        if self.recorded:
+            return {**self.runs[run_id], **self.recorded}
         state, tasks = self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
         run = {**self.runs[run_id], "state": state}
         run["run_details"] = {"task_details": [self._task(run_id, *t) for t in tasks.items()]}

@@ -8,6 +8,7 @@ happens in a cluster: pods, service accounts, gateways with a login.
 import datetime
 import io
 import ipaddress
+import json
 import logging
 import socket
 import ssl
@@ -19,21 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import kfp
+import kubernetes_api
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kfp_api import Kubeflow, failing, hanging, serve
+from kubernetes_api import PODS, WORKFLOWS, make_pod, make_workflow, task_nodes
 
 from pipelines import cluster, compiling
 from pipelines.cluster import (
     Cluster,
     Cron,
+    Ended,
     connect,
     connection,
     credentials,
     follow,
     following,
+    observer,
     schedule,
     submit,
 )
@@ -41,6 +46,7 @@ from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 
 PARAMS = Params.parse({"convergence": {"max_rounds": 2}}, where="test")
+RECORDINGS = Path(__file__).parent / "recordings"
 TOKEN = "open-sesame"  # noqa: S105
 VARIABLES = (
     *credentials.ENDPOINT_VARIABLES,
@@ -59,6 +65,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "kfp" / "context.json"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
 
 
 @pytest.fixture
@@ -562,6 +569,50 @@ def test_termination_is_told(kubeflow: Kubeflow, start: Start) -> None:
         watch(kubeflow, submitted.run_id)
 
 
+def recorded(name: str) -> dict[str, Any]:
+    """What a real Kubeflow answered to a request for a run."""
+    return dict(json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def end_of(kubeflow: Kubeflow, start: Start, run: dict[str, Any]) -> tuple[str, str, list[str]]:
+    """What following a recorded run says: the error, the last state, and all lines."""
+    submitted = start()
+    kubeflow.recorded = run
+    stream = io.StringIO()
+    with pytest.raises(TrainingError) as caught:
+        watch(kubeflow, submitted.run_id, stream)
+    lines = stream.getvalue().splitlines()
+    message = str(caught.value).removesuffix(f"; its logs: {submitted.url}")
+    return message, [line for line in lines if line[0].isdigit()][-1], lines
+
+
+def test_a_failed_run_is_told_by_kubeflow_alone_with_its_task_and_where_to_look(
+    kubeflow: Kubeflow, start: Start
+) -> None:
+    message, state, lines = end_of(kubeflow, start, recorded("run-failed"))
+    assert message == "the run failed in cluster (round 1)"
+    assert state == "0:05:45 failed: 9 tasks done"
+    assert "kubectl get workflow,pods -n kubeflow -l pipeline/runid=" in lines[-1]
+    assert "`kubectl logs -n kubeflow POD -c main --tail 20`" in lines[-1]
+
+
+def test_a_failure_after_the_details_have_stopped_is_told_as_such(
+    kubeflow: Kubeflow, start: Start
+) -> None:
+    message, _, _ = end_of(kubeflow, start, recorded("run-frozen") | {"state": "FAILED"})
+    assert message == "the run failed in cluster (round 1) or later"
+
+
+@pytest.mark.parametrize("name", ["run-terminated", "run-no-image-terminated"])
+def test_a_terminated_run_that_kubeflow_calls_failed_is_told_as_terminated(
+    kubeflow: Kubeflow, start: Start, name: str
+) -> None:
+    message, state, lines = end_of(kubeflow, start, recorded(name))
+    assert message.startswith("the run was terminated")
+    assert " terminated: " in state or state.endswith(" terminated")
+    assert not any("kubectl" in line for line in lines)
+
+
 def test_run_that_is_not_there_is_told(kubeflow: Kubeflow) -> None:
     with pytest.raises(InputError, match="there is no run 1234"):
         watch(kubeflow, "1234")
@@ -610,16 +661,24 @@ def test_time_limit_ends_the_following(kubeflow: Kubeflow, start: Start) -> None
         watch(kubeflow, submitted.run_id, timeout=0.1)
 
 
-def test_pod_that_does_not_start_is_hinted_at_once(
+def test_silence_about_a_waiting_pod_is_told_once_and_is_no_alarm(
     kubeflow: Kubeflow, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted = start()
     monkeypatch.setattr(following, "PENDING_SECONDS", 0.05)
     waiting = ("RUNNING", {"prepare": "RUNNING", "executor": "PENDING"})
-    kubeflow.progress = [*[waiting] * 30, ("SUCCEEDED", {})]
-    (hint,) = [line for line in watch(kubeflow, submitted.run_id) if "does not start" in line]
-    assert "its image cannot be pulled" in hint
-    assert "`kubectl get events -n kubeflow`" in hint
+    kubeflow.progress = [*[waiting] * 30, ("SUCCEEDED", {"prepare": "SUCCEEDED"})]
+    lines = watch(kubeflow, submitted.run_id)
+    (hint,) = [line for line in lines if "nothing new" in line]
+    assert "nothing new of prepare for" in hint
+    assert "either a pod waits, or the run goes on and its details do not" in hint
+    (commands,) = [line for line in lines if "kubectl" in line]
+    assert (
+        f"`kubectl get workflow,pods -n kubeflow -l pipeline/runid={submitted.run_id}`" in commands
+    )
+    assert "`kubectl describe pod -n kubeflow POD`" in commands
+    assert "not read here: kubeconfig: " in commands
+    assert lines[-2].endswith(" running: prepare")  # no longer claimed to wait
 
 
 def test_interrupt_ends_the_following_and_not_the_run(
@@ -639,6 +698,218 @@ def test_interrupt_ends_the_following_and_not_the_run(
         f"no longer following; the run goes on, watch or terminate it: {submitted.url}"
     )
     assert not any("terminate" in path for _, path in kubeflow.requests)
+
+
+# --- following, where Kubernetes can be read ---------------------------------------------------
+
+
+@pytest.fixture
+def kubernetes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[kubernetes_api.Kubernetes]:
+    """A cluster that the kubeconfig names."""
+    monkeypatch.setattr(observer, "GRACE", 0.0)
+    with kubernetes_api.serve() as server:
+        server.write_kubeconfig(tmp_path / "kubeconfig", "here", "there")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield server
+
+
+DONE = [
+    task_nodes("prepare", "Succeeded", "Succeeded"),
+    task_nodes("pretrain (round 0)", "Succeeded", "Succeeded"),
+]
+FROZEN = {"prepare": "SUCCEEDED", "pretrain": "RUNNING", "executor": "PENDING"}
+
+
+def test_progress_is_the_workflows_where_kubeflows_has_stopped(
+    kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
+) -> None:
+    run_id = start().run_id
+    running = task_nodes("retrain (round 3)", "Succeeded", "Running")
+    kubernetes.put(WORKFLOWS, make_workflow(run_id, *DONE, running))
+    kubeflow.progress = [*[("RUNNING", FROZEN)] * 5, ("SUCCEEDED", FROZEN)]
+    ended, lines = followed(kubeflow, run_id)
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "running: retrain (round 3); 2 tasks done",
+        "succeeded: 2 tasks done",
+    ]
+    assert ended.tasks == {"prepare", "pretrain (round 0)"}
+    whole = [accept for _, path, accept in kubernetes.requests if "workflows" in path]
+    assert [accept for accept in whole if "Partial" not in accept] == ["*/*"]  # read once
+
+
+def followed(kubeflow: Kubeflow, run_id: str, **options: Any) -> tuple[Ended, list[str]]:
+    stream = io.StringIO()
+    ended = follow(connect(kubeflow.url), run_id, poll=0.01, stream=stream, **options)
+    return ended, stream.getvalue().splitlines()
+
+
+def test_tasks_of_a_success_are_kubeflows_where_kubernetes_cannot_be_read(
+    kubeflow: Kubeflow, start: Start
+) -> None:
+    kubeflow.progress = [("SUCCEEDED", {"prepare": "SUCCEEDED", "retrain-2": "SUCCEEDED"})]
+    ended, _ = followed(kubeflow, start().run_id)
+    assert ended.tasks == {"prepare", "retrain (round 2)"}
+
+
+UNSCHEDULED = "0/1 nodes are available: 1 Insufficient x. preemption: 0/1 nodes are available"
+
+
+def unscheduled(message: str = UNSCHEDULED) -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    return {"conditions": [{**condition, "message": message}]}
+
+
+def container(reason: str, message: str = "") -> dict[str, Any]:
+    waiting = {"waiting": {"reason": reason, "message": message}}
+    return {"containerStatuses": [{"image": "registry/vitdc:1", "state": waiting}]}
+
+
+NODE = {
+    "metadata": {"name": "node", "labels": {}},
+    "spec": {},
+    "status": {"allocatable": {"cpu": "2", "memory": "16Gi", "pods": "110"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "reason"),
+    [
+        ({"nvidia.com/gpu": "1"}, unscheduled(), "no node has nvidia.com/gpu"),
+        ({"cpu": "1"}, unscheduled(), "no CPU free: 1 asked, 0.4 left"),
+        ({"cpu": "8"}, unscheduled(), "no node has 8 CPU, the largest has 2 CPU"),
+        ({"memory": "20Gi"}, unscheduled(), "no node has 20Gi memory, the largest has 16Gi memory"),
+        ({"cpu": "100m"}, unscheduled(), "0/1 nodes are available: 1 Insufficient x."),
+        (
+            {},
+            unscheduled('persistentvolumeclaim "vitdc-scratch" not found. not found'),
+            "PersistentVolumeClaim vitdc-scratch is missing",
+        ),
+        (
+            {},
+            container(
+                "ImagePullBackOff",
+                'Back-off pulling image "registry/vitdc:1": ErrImagePull: failed to resolve:'
+                " registry/vitdc:1: not found",
+            ),
+            "cannot pull registry/vitdc:1: not found",
+        ),
+        (
+            {},
+            container("CreateContainerConfigError", 'secret "vitdc-s3" not found'),
+            "Secret vitdc-s3 is missing",
+        ),
+        (
+            {},
+            container("CreateContainerConfigError", "couldn't find key A in Secret kubeflow/x"),
+            "CreateContainerConfigError: couldn't find key A in Secret kubeflow/x",
+        ),
+        ({}, container("ContainerCreating"), "MountVolume.SetUp failed for volume x"),
+    ],
+)
+def test_a_waiting_pod_says_what_for(
+    kubeflow: Kubeflow,
+    kubernetes: kubernetes_api.Kubernetes,
+    start: Start,
+    asked: dict[str, str],
+    status: dict[str, Any],
+    reason: str,
+) -> None:
+    run_id = start().run_id
+    waiting = task_nodes("retrain (round 1)", "Succeeded", "Pending")
+    kubernetes.put(WORKFLOWS, make_workflow(run_id, *DONE, waiting))
+    pod = make_pod(run_id, waiting[-1], "Pending", **status)
+    pod["spec"]["containers"][0]["resources"] = {"requests": asked}
+    reference = {"valueFrom": {"secretKeyRef": {"name": "vitdc-s3", "key": "AWS_ACCESS_KEY_ID"}}}
+    pod["spec"]["containers"][0]["env"] = [reference]
+    pod["spec"]["volumes"] = [{"persistentVolumeClaim": {"claimName": "vitdc-scratch"}}]
+    other = make_pod("another", {"id": "other"}, "Running")
+    other["spec"]["nodeName"] = "node"
+    other["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "1600m"
+    kubernetes.put(PODS, pod, other)
+    kubernetes.put("api/v1/pods", pod, other)
+    kubernetes.put("api/v1/nodes", NODE)
+    event = {"involvedObject": {"uid": pod["metadata"]["uid"]}, "type": "Warning"}
+    said = {"message": "MountVolume.SetUp failed for volume x", "metadata": {"name": "event"}}
+    kubernetes.put("api/v1/namespaces/kubeflow/events", {**event, **said})
+    kubeflow.progress = [*[("RUNNING", FROZEN)] * 3, ("SUCCEEDED", FROZEN)]
+    _, lines = followed(kubeflow, run_id)
+    text = f"running: retrain (round 1) waits: {reason}; 2 tasks done"
+    assert [line.split(" ", 1)[1] for line in lines[:-1]] == [text]
+
+
+def test_who_may_not_read_nodes_is_told_what_the_scheduler_says(
+    kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
+) -> None:
+    run_id = start().run_id
+    waiting = task_nodes("prepare", "Pending")
+    kubernetes.put(WORKFLOWS, make_workflow(run_id, waiting))
+    kubernetes.put(PODS, make_pod(run_id, waiting[-1], "Pending", **unscheduled()))
+    kubernetes.forbidden = ("/nodes",)
+    kubeflow.progress = [*[("RUNNING", {})] * 3, ("SUCCEEDED", {})]
+    _, lines = followed(kubeflow, run_id)
+    assert lines[0].endswith("prepare waits: 0/1 nodes are available: 1 Insufficient x.")
+
+
+def test_a_failure_is_told_with_reason_and_log(
+    kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
+) -> None:
+    submitted = start()
+    killed = task_nodes(
+        "retrain (round 1)", "Succeeded", "Failed", message="main: Error (exit code 1)"
+    )
+    kubernetes.put(WORKFLOWS, make_workflow(submitted.run_id, *DONE, killed, phase="Failed"))
+    pod = make_pod(submitted.run_id, killed[-1], "Failed")
+    kubernetes.put(PODS, pod)
+    kubernetes.logs[pod["metadata"]["name"]] = "epoch 1\nthe loss is not finite\n"
+    kubeflow.progress = [("FAILED", FROZEN)]
+    stream = io.StringIO()
+    with pytest.raises(TrainingError) as caught:
+        watch(kubeflow, submitted.run_id, stream)
+    assert str(caught.value) == (
+        f"the run failed in retrain (round 1): Error (exit code 1); its logs: {submitted.url}"
+    )
+    assert stream.getvalue().splitlines()[-3:] == [
+        "the last lines of retrain (round 1):",
+        "  epoch 1",
+        "  the loss is not finite",
+    ]
+
+
+def test_refused_kubernetes_leaves_kubeflows_view_and_says_so(
+    kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
+) -> None:
+    submitted = start()
+    kubernetes.forbidden = ("/workflows",)
+    kubeflow.progress = [("RUNNING", {"prepare": "RUNNING"}), ("FAILED", {"prepare": "FAILED"})]
+    stream = io.StringIO()
+    with pytest.raises(TrainingError, match="the run failed in prepare; its logs"):
+        watch(kubeflow, submitted.run_id, stream)
+    assert "; not read here: " in stream.getvalue()
+    assert "HTTP 403 Forbidden" in stream.getvalue()
+    assert len(kubernetes.requests) == 1
+
+
+def test_a_context_that_is_not_there_is_refused(
+    kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
+) -> None:
+    run_id = start().run_id
+    kubeflow.progress = [("SUCCEEDED", {})]
+    assert followed(kubeflow, run_id, context="there")[1]
+    with pytest.raises(InputError, match=r"kubeconfig: .*elsewhere"):
+        followed(kubeflow, run_id, context="elsewhere")
+
+
+def test_another_cluster_is_not_taken_for_that_of_the_run(
+    kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
+) -> None:
+    kubernetes.put(WORKFLOWS, make_workflow("another run"))
+    kubeflow.progress = [("FAILED", {"prepare": "FAILED"})]
+    stream = io.StringIO()
+    with pytest.raises(TrainingError, match="the run failed in prepare; its logs"):
+        watch(kubeflow, start().run_id, stream)
+    assert f"{kubernetes.url} has no Workflow of this run" in stream.getvalue()
 
 
 # --- schedules ---------------------------------------------------------------------------------

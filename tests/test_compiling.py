@@ -92,7 +92,7 @@ def test_too_many_rounds_are_refused_with_their_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("max_rounds", [0, -1])
 def test_at_least_one_round_is_needed(max_rounds: int) -> None:
     with pytest.raises(InputError, match="at least 1 round"):
-        compiling.build(params(), room=Room(max_rounds))
+        compiling.find_room(params(), max_rounds)
 
 
 # --- shape -------------------------------------------------------------------------------------

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import kubernetes_api
 import numpy as np
 import pytest
+from kubernetes_api import WORKFLOWS, make_workflow, task_nodes
 from toys import ToyRun
 
-from vitdc import code, kubeflow
+from vitdc import code, kubeflow, workflow
 from vitdc.artifacts import Checkpoint, Clustering, Dataset, Evaluation, Round
+from vitdc.code import code_version
+from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError
 from vitdc.metrics import majority_confusion
+
+KILLED = "main: OOMKilled (exit code 137)"
 
 
 def artifact(path: Path) -> Any:
@@ -67,17 +74,28 @@ def test_the_store_is_the_plugins_or_else_the_clusters(
         assert os.environ.get("MLFLOW_TRACKING_PASSWORD") == (None if plugin else "our PASSWORD")
 
 
-def test_sections_come_as_doubles_and_leave_as_what_they_are() -> None:
-    found = kubeflow.sections(joint={"epochs": 3.0, "rotate": 10.0}, clustering={})
-    assert found["joint"].epochs == 3
-    assert set(found) == {"joint", "clustering"}
-    with pytest.raises(InputError, match=r"the pipeline's parameters: joint\.epochs"):
-        kubeflow.sections(joint={"epochs": 3.5})
+def test_settings_come_as_doubles_and_leave_as_what_they_are() -> None:
+    settings = {"code": code_version(), "seed": 7.0, "joint": {"epochs": 3.0, "rotate": 10.0}}
+    with kubeflow.configured({**settings, "record": "1/2"}) as config:
+        assert config["joint"].epochs == 3
+        assert (config["seed"], set(config)) == (7, {"seed", "joint"})
 
 
-def test_a_pipeline_ends_after_the_rounds_it_was_compiled_for() -> None:
-    assert kubeflow.capped({"max_rounds": 10.0}, 3)["max_rounds"] == 3
-    assert kubeflow.capped({"max_rounds": 2.0}, 3)["max_rounds"] == 2
+def test_wrong_settings_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"code": code_version(), "joint": {"epochs": 3.5}}
+    with pytest.raises(SystemExit) as caught, kubeflow.configured(settings):
+        pass
+    assert caught.value.code == 2
+    assert "the pipeline's parameters: joint.epochs" in capsys.readouterr().err
+
+
+def test_a_task_is_given_the_settings_that_it_uses_and_no_others() -> None:
+    changed = kubeflow.task_settings({"joint": {"gamma": 7.0}}, code="1", record="a/b")
+    default = kubeflow.task_settings({}, code="1", record="a/b")
+    assert {task for task in default if changed[task] != default[task]} == {"retrain", "check"}
+    others = kubeflow.task_settings({}, code="1", record="c/d")
+    assert {task for task in default if others[task] != default[task]} == {"check", "evaluate"}
+    assert all(settings["code"] == "1" for settings in default.values())
 
 
 def test_scratch_is_apart_for_every_run_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +163,71 @@ def test_a_cluster_counts_as_the_class_of_most_of_its_images() -> None:
     assignment = np.array([3, 3, 1, 1, 1, 0, 2])
     confusion = majority_confusion(labels, assignment, num_classes=3, num_clusters=4)
     assert confusion.tolist() == [[2, 1, 0], [0, 2, 0], [0, 0, 1]]
+
+
+def ended(run_id: str, state: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The reason that the exit handler records."""
+    recorded: dict[str, str] = {}
+
+    def record(params: Params, **said: str) -> str:
+        recorded.update(said)
+        return "FAILED"
+
+    monkeypatch.setattr(kubeflow.tracking, "end_record", record)
+    status = SimpleNamespace(state=state, error_message="")
+    kubeflow.end_record({"seed": 0}, pipeline_run_id=run_id, status=status)
+    return recorded["reason"]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[kubernetes_api.Kubernetes]:
+    """The cluster that this process runs in."""
+    (tmp_path / "namespace").write_text("kubeflow")
+    with kubernetes_api.serve() as server:
+        server.write_kubeconfig(tmp_path / "kubeconfig", "here")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+        monkeypatch.setattr(workflow, "_NAMESPACE", tmp_path / "namespace")
+        yield server
+
+
+def test_the_record_of_a_failed_run_names_task_and_reason(
+    cluster: kubernetes_api.Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = task_nodes("retrain (round 1)", "Succeeded", "Failed", message=KILLED, memory="256Mi")
+    ending = task_nodes("record the end", "Succeeded", "Running")
+    cluster.put(WORKFLOWS, make_workflow("run", killed, ending))
+    assert ended("run", "FAILED", monkeypatch) == (
+        "the run failed in retrain (round 1): killed: it needed more than 256Mi,"
+        " kubernetes.resources.retrain.memory_limit"
+    )
+    cluster.requests.clear()
+    ended("run", "COMPLETE", monkeypatch)
+    assert not cluster.requests
+
+
+def test_the_end_is_recorded_where_the_workflow_may_not_be_read(
+    cluster: kubernetes_api.Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.forbidden = ("/workflows",)
+    assert ended("run", "FAILED", monkeypatch) == "the pipeline ended as FAILED"
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    assert ended("run", "FAILED", monkeypatch) == "the pipeline ended as FAILED"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InputError("data.root: no\nimages"), "data.root: no images"),
+        (ZeroDivisionError("x"), "ZeroDivisionError: x"),
+    ],
+)
+def test_a_failed_task_leaves_its_reason_to_kubernetes(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "termination-log"
+    log.touch()
+    monkeypatch.setattr(kubeflow, "TERMINATION_LOG", log)
+    with pytest.raises((SystemExit, ZeroDivisionError)), kubeflow.reporting():
+        raise error
+    assert log.read_text() == reason

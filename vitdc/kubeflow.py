@@ -31,10 +31,15 @@ from vitdc.artifacts import (
 )
 from vitdc.code import code_version
 from vitdc.config import DataConfig, Params
-from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
+from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code, one_line
 
 SCRATCH_VARIABLE = "VITDC_SCRATCH"
 RUN_VARIABLE = "VITDC_PIPELINE_RUN"
+TERMINATION_LOG = Path("/dev/termination-log")
+"""What a container writes here before it fails becomes part of its state."""
+
+_WITHOUT_SUCCESS = ("FAILED", "RUNNING")  # KFP says RUNNING of a run that is being terminated
+_TERMINATION_CHARACTERS = 1000  # Kubernetes takes 4096 bytes, and Argo keeps them in every node
 
 SETTINGS = {
     "pretrain": ("seed", "model", "pretraining", "compute"),
@@ -82,9 +87,19 @@ def reporting(code: str | None = None) -> Iterator[None]:
             )
         yield
     except (InputError, TrainingError) as error:
+        _tell_kubernetes(str(error))
         sys.stdout.flush()
         print(f"vitdc: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
+    except Exception as error:
+        _tell_kubernetes(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _tell_kubernetes(reason: str) -> None:
+    """Leave a reason where Kubernetes looks for it, and Argo after it, when a container fails."""
+    if TERMINATION_LOG.exists():
+        TERMINATION_LOG.write_text(one_line(reason)[:_TERMINATION_CHARACTERS], encoding="utf-8")
 
 
 def _choose_store() -> None:
@@ -203,7 +218,9 @@ def end_record(parameters: Mapping[str, Any], *, pipeline_run_id: str, status: A
             _params(parameters),
             pipeline_run_id=pipeline_run_id,
             state=status.state,
-            reason=status.error_message or f"the pipeline ended as {status.state}",
+            reason=_find_reason(pipeline_run_id, status)
+            or status.error_message
+            or f"the pipeline ended as {status.state}",
         )
         print(f"pipeline run {pipeline_run_id}: {state}")
     finally:
@@ -214,6 +231,20 @@ def _clear_scratch(pipeline_run_id: str) -> None:
     """Remove what unfinished trainings of a pipeline run have left on the volume."""
     if directory := os.environ.get(SCRATCH_VARIABLE):
         artifacts.remove(Path(directory, pipeline_run_id))
+
+
+def _find_reason(pipeline_run_id: str, status: Any) -> str | None:
+    """What the run's Workflow says, where this pod may read it; KFP says no more than a state."""
+    if status.state not in _WITHOUT_SUCCESS or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return None
+    from vitdc.workflow import Kubernetes, ReadError, describe_end, own_namespace
+
+    try:
+        found = Kubernetes.connect().workflow(own_namespace(), pipeline_run_id)
+    except (InputError, ReadError) as error:
+        _logger.warning("the reason of a failure is not recorded: %s", error)
+        return None
+    return f"the run {describe_end(found)}" if found else None
 
 
 @contextmanager

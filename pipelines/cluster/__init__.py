@@ -5,17 +5,21 @@ bounded waiting, and with answers that say what to do. What kfp prints by itself
 """
 
 from pipelines.cluster.connection import Cluster, connect
+from pipelines.cluster.continuing import Continued, find_continued
 from pipelines.cluster.cron import Cron
-from pipelines.cluster.following import follow
+from pipelines.cluster.following import Ended, follow
 from pipelines.cluster.scheduling import Scheduled, schedule
 from pipelines.cluster.submitting import Submitted, submit
 
 __all__ = [
     "Cluster",
+    "Continued",
     "Cron",
+    "Ended",
     "Scheduled",
     "Submitted",
     "connect",
+    "find_continued",
     "follow",
     "schedule",
     "submit",

@@ -13,7 +13,7 @@ import kfp_server_api as api
 from pipelines import compiling
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.errors import TIMEOUT, UPLOAD_TIMEOUT, explained
-from pipelines.deep_clustering import NAME, pipeline_parameters
+from pipelines.deep_clustering import CONTINUED_RUN_ID, NAME, pipeline_parameters
 from vitdc.config import Params
 from vitdc.errors import InputError
 
@@ -47,6 +47,7 @@ def submit(
     *,
     experiment: str,
     run_name: str | None = None,
+    continued_run_id: str | None = None,
 ) -> Submitted:
     """Start a run of the pipeline, with everything that it needs created if it is not there.
 
@@ -56,10 +57,14 @@ def submit(
         params: The parameters of the run; `kubernetes.service_account` runs it.
         experiment: Kubeflow's experiment that the run belongs to.
         run_name: Name of the run; by default the pipeline's, with the time.
+        continued_run_id: Kubeflow's id of the run that this one continues, if the pipeline does.
 
     Raises:
         InputError: Kubeflow refuses it, or the pipeline is too large.
     """
+    parameters = pipeline_parameters(params)
+    if continued_run_id:
+        parameters[CONTINUED_RUN_ID] = continued_run_id
     with explained(cluster.host, cluster.namespace):
         version = upload(cluster, pipeline)
         run = cluster.client.runs.run_service_create_run(
@@ -67,7 +72,7 @@ def submit(
                 experiment_id=find_experiment(cluster, experiment),
                 display_name=run_name or f"{NAME} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
                 pipeline_version_reference=version.reference(),
-                runtime_config=api.V2beta1RuntimeConfig(parameters=pipeline_parameters(params)),
+                runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
                 service_account=params.kubernetes.service_account,
             ),
             _request_timeout=UPLOAD_TIMEOUT,

@@ -131,7 +131,7 @@ class Outbox:
         self._busy = False
         self._away_since: float | None = None
         self._problem: str | None = None  # why nothing is delivered any more
-        self._last_delivery = 0.0
+        self._last_delivery = -math.inf
         self._most = MAX_POINTS  # entries of one delivery; fewer while one of them is bad
         self._remember = remember
         self._finished = False  # what ends the run has been told

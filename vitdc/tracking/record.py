@@ -232,8 +232,9 @@ class RunRecord:
         if self._run.info.status in ("FAILED", "KILLED"):  # it goes on
             self._client.delete_tag(self.run_id, FAILURE_TAG)
             self._set_status("RUNNING")
-        new = {point for point in points if self._recorded(point) is None}
-        self._unwritten.update({point: self._told[point] for point in new | changed})
+        for point in points:
+            if point in changed or self._recorded(point) is None:
+                self._unwritten[point] = self._told[point]
         try:
             self._write()
         except Exception as error:

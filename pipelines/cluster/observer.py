@@ -1,0 +1,128 @@
+"""What Kubernetes tells of a run beyond Kubeflow's API, while the run goes on and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from pipelines.cluster.pods import (
+    Room,
+    describe_unscheduled,
+    describe_waiting,
+    find_rooms,
+    scheduler_message,
+)
+from vitdc import workflow
+from vitdc.errors import InputError, one_line
+from vitdc.workflow import RUN_LABEL, Kubernetes, Object, ReadError, Task
+
+GRACE = 8.0
+"""Seconds that a pod may wait before it is asked for what; most start sooner."""
+LOG_LINES = 12
+"""Last lines of a failed task's log to show."""
+
+_FORBIDDEN = (401, 403)
+
+
+class Observer:
+    """Reads a run's Workflow and its pods, as far as they can be read.
+
+    Attributes:
+        tasks: The tasks of the run; None while Kubernetes does not tell.
+        reasons: What the pods of tasks wait for, by the names of the tasks.
+        workflow: The Workflow as it was last read; None if it was never read.
+        trouble: Why Kubernetes does not tell; empty while it does.
+    """
+
+    def __init__(self, namespace: str, run_id: str, context: str | None = None) -> None:
+        self.namespace = namespace
+        self.run_id = run_id
+        self.tasks: list[Task] | None = None
+        self.reasons: dict[str, str] = {}
+        self.workflow: Object | None = None
+        self.trouble = ""
+        self._kubernetes: Kubernetes | None = None
+        self._first_seen: dict[str, float] = {}
+        self._unscheduled: dict[str, tuple[str, str]] = {}
+        try:
+            self._kubernetes = Kubernetes.connect(context)
+        except InputError as error:
+            if context:
+                raise
+            self.trouble = str(error)
+
+    def look(self) -> None:
+        """Read everything again."""
+        if self._kubernetes is None:
+            return
+        self.tasks = None
+        try:
+            found = self._kubernetes.workflow(self.namespace, self.run_id, self.workflow)
+            if found is None:
+                self.trouble = f"{self._kubernetes.host} has no Workflow of this run (any more)"
+                return
+            self.workflow, self.trouble = found, ""
+            self.tasks = workflow.tasks(found)
+            self.reasons = dict(self._find_reasons(self.tasks))
+        except ReadError as error:
+            self.trouble = str(error)
+            if error.status in _FORBIDDEN:
+                self._kubernetes = None
+
+    def log_of(self, task: Task) -> list[str]:
+        """The last lines of the log of a task that failed, as far as its pod is still there."""
+        try:
+            for pod in self._pods("Failed"):
+                if self._kubernetes and task.is_run_by(pod):
+                    name = pod["metadata"]["name"]
+                    return self._kubernetes.log(self.namespace, name, LOG_LINES)
+        except ReadError as error:
+            return [f"(its log cannot be read: {error})"]
+        return []
+
+    def _pods(self, phase: str) -> list[Object]:
+        if self._kubernetes is None:
+            return []
+        found: list[Object] = self._kubernetes.get(
+            f"api/v1/namespaces/{self.namespace}/pods",
+            labelSelector=f"{RUN_LABEL}={self.run_id}",
+            fieldSelector=f"status.phase={phase}",
+        )["items"]
+        return found
+
+    def _find_reasons(self, tasks: list[Task]) -> Iterator[tuple[str, str]]:
+        pending = [task for task in tasks if task.state == workflow.PENDING]
+        pods = self._pods("Pending") if pending else []
+        for task in pending:
+            pod = next((pod for pod in pods if task.is_run_by(pod)), None)
+            reason = self._reason(pod) if pod else one_line(task.message)
+            if reason:
+                yield task.name, reason
+
+    def _reason(self, pod: Object) -> str | None:
+        """What a pod waits for, once it has waited for a while."""
+        uid, now = pod["metadata"]["uid"], time.monotonic()
+        if now - self._first_seen.setdefault(uid, now) < GRACE:
+            return None
+        if message := scheduler_message(pod):
+            if self._unscheduled.get(uid, ("", ""))[0] != message:  # asks much of a large cluster
+                self._unscheduled[uid] = message, describe_unscheduled(pod, self._rooms())
+            return self._unscheduled[uid][1]
+        return describe_waiting(pod) or self._warning(uid)
+
+    def _rooms(self) -> list[Room] | None:
+        assert self._kubernetes
+        try:
+            return find_rooms(*self._kubernetes.nodes_and_pods())
+        except ReadError:
+            return None  # most users may read their own namespace only
+
+    def _warning(self, uid: str) -> str | None:
+        """The last warning about a pod, such as of a volume that cannot be mounted."""
+        assert self._kubernetes
+        found = self._kubernetes.get(
+            f"api/v1/namespaces/{self.namespace}/events",
+            fieldSelector=f"involvedObject.uid={uid},type=Warning",
+        )["items"]
+        last = max(found, key=lambda event: str(event.get("lastTimestamp")), default=None)
+        return one_line(last["message"]) if last else None
