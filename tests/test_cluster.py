@@ -886,6 +886,26 @@ def test_a_failure_is_told_with_reason_and_log(
     ]
 
 
+def test_the_logs_last_lines_are_the_tasks_own() -> None:
+    log = """\
+        "outputFile": "/minio/mlpipeline/output_metadata.json"
+    }
+}
+42 images
+vitdc: the loss is not finite
+I1128 00:43:25.423885      15 launcher_v2.go:68] publish error
+F1128 00:43:25.423885      15 main.go:49] failed to execute component: exit status 1
+time=2026-11-28T00:48:30.361Z level=INFO msg="sub-process exited" argo=true error="exit status 1"
+Error: exit status 1"""
+    assert observer.tell_last(log.splitlines()) == [
+        "42 images",
+        "vitdc: the loss is not finite",
+        "F1128 00:43:25.423885      15 main.go:49] failed to execute component: exit status 1",
+    ]
+    assert observer.tell_last([f"epoch {n}" for n in range(99)])[0] == "epoch 87"
+    assert observer.tell_last(["{", "}"]) == []
+
+
 def test_refused_kubernetes_leaves_kubeflows_view_and_says_so(
     kubeflow: Kubeflow, kubernetes: kubernetes_api.Kubernetes, start: Start
 ) -> None:
