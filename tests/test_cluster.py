@@ -840,8 +840,14 @@ def test_a_waiting_pod_says_what_for(
     kubernetes.put("api/v1/pods", pod, other)
     kubernetes.put("api/v1/nodes", NODE)
     event = {"involvedObject": {"uid": pod["metadata"]["uid"]}, "type": "Warning"}
-    said = {"message": "MountVolume.SetUp failed for volume x", "metadata": {"name": "event"}}
-    kubernetes.put("api/v1/namespaces/kubeflow/events", {**event, **said})
+    earlier = {"message": "0/1 nodes", "eventTime": "2026-11-28T00:00:01Z", "lastTimestamp": None}
+    later = {"message": "MountVolume.SetUp failed for volume x"}
+    later["lastTimestamp"] = "2026-11-28T00:00:02Z"
+    kubernetes.put(
+        "api/v1/namespaces/kubeflow/events",
+        {**event, **earlier, "metadata": {"name": "earlier"}},
+        {**event, **later, "metadata": {"name": "later"}},
+    )
     kubeflow.progress = [*[("RUNNING", FROZEN)] * 3, ("SUCCEEDED", FROZEN)]
     _, lines = followed(kubeflow, run_id)
     text = f"running: retrain (round 1) waits: {reason}; 2 tasks done"

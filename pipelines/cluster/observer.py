@@ -134,9 +134,15 @@ class Observer:
             f"api/v1/namespaces/{self.namespace}/events",
             fieldSelector=f"involvedObject.uid={uid}",
         )["items"]
-        last: Object = max(found, key=lambda event: str(event.get("lastTimestamp")), default={})
+        last: Object = max(found, key=_time_of, default={})
         telling = last.get("type") == "Warning" or last.get("reason") == "Pulling"
         return one_line(last["message"]) if telling else ""
+
+
+def _time_of(event: Object) -> str:
+    return str(
+        event.get("lastTimestamp") or event.get("eventTime") or ""
+    )  # the scheduler's: latter
 
 
 def tell_last(log: Sequence[str]) -> list[str]:
