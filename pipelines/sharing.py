@@ -13,7 +13,10 @@ level would write to the same place.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
+
+_PREFIX = "pipelinechannel--"
 
 
 def compact(pipeline: PipelineSpec, platform: PlatformSpec) -> None:
@@ -26,6 +29,7 @@ def compact(pipeline: PipelineSpec, platform: PlatformSpec) -> None:
     unwrap_conditional_tasks(pipeline)
     drop_unused_inputs(pipeline)
     share_components(pipeline, platform)
+    shorten_names(pipeline)
 
 
 def unwrap_conditional_tasks(pipeline: PipelineSpec) -> None:
@@ -55,6 +59,15 @@ def unwrap_conditional_tasks(pipeline: PipelineSpec) -> None:
             unwrapped = type(task).FromString(task.SerializeToString())
             del pipeline.components[wrapper.component_ref.name], group.dag.tasks[name]
             group.dag.tasks[key].CopyFrom(unwrapped)
+
+
+def shorten_names(pipeline: PipelineSpec) -> None:
+    """Take the KFP compiler's prefix from the inputs of all groups, in place.
+
+    All inputs of a group have it, so that they stay different without it.
+    """
+    text = json_format.MessageToJson(pipeline, indent=None).replace(_PREFIX, "")
+    pipeline.CopyFrom(json_format.Parse(text, PipelineSpec()))
 
 
 def drop_unused_inputs(pipeline: PipelineSpec) -> None:

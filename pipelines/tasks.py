@@ -30,6 +30,7 @@ _MLFLOW_KEYS = {
 # What a component needs beyond its inputs. Credentials go only where they are used.
 _READS_IMAGES = ("find-version", "prepare")
 _RECORDS = ("start-record", "continue-record", "check", "evaluate", "end-record")
+_USES_S3 = (*_READS_IMAGES, "evaluate")  # images, and perhaps MLflow's artifacts
 _TRAINS = ("pretrain", "retrain")
 _USES_SCRATCH = (*_TRAINS, "end-record")
 _ALWAYS_RUNS = ("find-version", *_RECORDS)
@@ -128,7 +129,7 @@ class Configure:
             kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
         if component in _RECORDS and config.image:
             task.set_env_variable(IMAGE_VARIABLE, config.image)
-        if component in (*_READS_IMAGES, *_RECORDS):  # images, and perhaps MLflow's artifacts
+        if component in _USES_S3:
             if config.endpoints:
                 kubernetes.use_config_map_as_env(task, config.endpoints, _S3_ENDPOINT)
             if config.s3_secret:

@@ -53,6 +53,8 @@ SETTINGS = {
 RECORDING = ("check", "evaluate")
 """The tasks of a round that record something; they are never taken from the cache."""
 
+_HASH_DIGITS = 16  # what is shown travels with every artifact into the specification of every task
+
 _logger = logging.getLogger(__name__)
 
 
@@ -323,7 +325,8 @@ def describe(output: Artifact, made: Any, path: Path | None = None) -> None:
         path: Where it lies, if not at the path of `output`.
     """
     digest = artifacts.digest(path or Path(output.path))
-    output.metadata.update(summary=summary.describe(made), sha256=digest, **_metadata(made))
+    shown = {"sha256": digest[:_HASH_DIGITS], **_metadata(made)}
+    output.metadata.update(summary=summary.describe(made), **shown)
     print(output.metadata["summary"], flush=True)
 
 
@@ -336,7 +339,7 @@ def _metadata(made: object) -> dict[str, Any]:
 def _(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name,
-        "content_hash": dataset.content_hash,
+        "content_hash": dataset.content_hash[:_HASH_DIGITS],
         "training_images": len(dataset.train),
         "test_images": len(dataset.test),
         "image_shape": "x".join(map(str, dataset.image_shape)),
