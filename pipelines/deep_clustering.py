@@ -25,6 +25,13 @@ OUT_OF_ROOM = "evaluate (round {}, out of room)"
 """Name of the task that evaluates a run whose room ended before its rounds."""
 
 
+IMPORTED = {
+    "dataset": dsl.Dataset,
+    "initial": dsl.Artifact,
+    "last": dsl.Artifact,
+    "round": dsl.Artifact,
+}
+"""What a pipeline that continues another run takes from it."""
 CONTINUED_RUN_ID = "continued_run_id"
 """The parameter of a pipeline that continues another run: Kubeflow's id of that."""
 
@@ -130,15 +137,15 @@ class _Beginning:
             **self.parameters,
         )
         found = self.configure.task(record, CONTINUE_RECORD).outputs
-        kinds = {"dataset": dsl.Dataset, "initial": dsl.Artifact, "last": dsl.Artifact}
-        dataset, initial, last, history = (
-            dsl.importer(artifact_uri=found[f"{name}_uri"], artifact_class=kind)
-            .set_display_name(f"import the {name}")
-            .output
-            for name, kind in {**kinds, "round": dsl.Artifact}.items()
-        )
-        rounds = self._rounds(dataset, found, room)
-        rounds.add(room.first, initial=initial, before=last, history=history)
+        # KFP's importer knows the inputs of the group that it is in, not the outputs of other tasks;
+        # and with another name than its own, tasks do not find what it imports.
+        with dsl.If(found["round_uri"] != "", name=f"round-{room.first}"):
+            dataset, initial, last, history = (
+                dsl.importer(artifact_uri=found[f"{name}_uri"], artifact_class=kind).output
+                for name, kind in IMPORTED.items()
+            )
+            rounds = self._rounds(dataset, found, room)
+            rounds.add(room.first, initial=initial, before=last, history=history)
 
     def _rounds(self, dataset: Any, found: Any, room: Room) -> "_Rounds":
         settings = {task: found[task] for task in SETTINGS}

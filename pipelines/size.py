@@ -4,10 +4,9 @@ Argo Workflows keeps a run as one Workflow, and ends it when its specification a
 status pass 1 MiB together: `workflow is longer than maximum allowed size`. Both grow with every
 round, the one when the run starts and the other while it goes on.
 
-The bound was measured on Kubeflow Pipelines 2.17.0 and Argo Workflows 4.0.5. KFP's own compiler makes
-at most 3.6 bytes of specification per byte of the compiled pipeline as JSON, beside what tasks ask
-of Kubernetes (rooms of 1 to 25 rounds). The compressed status of runs on a cluster was STATUS bytes
-beside ROUND for every round, each of 24 nodes; the bound adds a tenth.
+The bound was measured on Kubeflow Pipelines 2.17.0 and Argo Workflows 4.0.5. KFP's own compiler
+makes at most 3.6 bytes of specification per byte of the compiled pipeline as JSON, beside what tasks
+ask of Kubernetes (rooms of 1 to 25 rounds).
 """
 
 from __future__ import annotations
