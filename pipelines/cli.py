@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from vitdc.cli import PARAMS_OPTIONS, run_group
+from vitdc.errors import InputError
 
 if TYPE_CHECKING:
     from vitdc.config import Params
@@ -51,6 +52,11 @@ MAX_ROUNDS_OPTION = click.Option(
     help="Rounds that the pipeline has room for (default: convergence.max_rounds). If they end"
     " before the rounds do, another run continues: see `submit --continue`.",
 )
+IMAGE_OPTION = click.Option(
+    ["--image"],
+    metavar="IMAGE",
+    help="Image of the tasks, by digest if you can; short for -S kubernetes.image=IMAGE.",
+)
 PIPELINE_OPTIONS = (
     MAX_ROUNDS_OPTION,
     click.Option(
@@ -60,11 +66,7 @@ PIPELINE_OPTIONS = (
         metavar="NAME",
         help="Kubeflow's experiment, made if there is none of this name.",
     ),
-    click.Option(
-        ["--image"],
-        metavar="IMAGE",
-        help="Image of the tasks, by digest if you can; short for -S kubernetes.image=IMAGE.",
-    ),
+    IMAGE_OPTION,
 )
 
 
@@ -327,6 +329,43 @@ def follow_command(
 
     found = cluster.connect(host, namespace, ca_file=ca_file)
     cluster.follow(found, run_id, context=context, timeout=timeout)
+
+
+@_with(*CLUSTER_OPTIONS, CONTEXT_OPTION, IMAGE_OPTION, *PARAMS_OPTIONS)
+@cli.command("doctor")
+def doctor_command(
+    host: str | None,
+    namespace: str | None,
+    ca_file: Path | None,
+    context: str | None,
+    image: str | None,
+    params_file: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Check a cluster for what the pipeline needs; exit code 2 if something is missing.
+
+    It needs a kubeconfig that reaches the cluster. MLflow and S3 are tried from a pod that is set
+    up as the tasks are, and deleted afterwards.
+    """
+    params = _load(params_file, overrides, image)
+    from pipelines import compiling
+    from pipelines.cluster import doctor
+
+    marks = {True: "ok", False: "FAIL", None: "?"}
+    findings = doctor.examine(
+        params,
+        compiling.build(params),
+        host=host,
+        namespace=namespace,
+        ca_file=ca_file,
+        context=context,
+    )
+    failed = 0
+    for finding in findings:
+        click.echo(f"{marks[finding.ok]:<4} {finding.what}: {finding.text}")
+        failed += finding.ok is False
+    if failed:
+        raise InputError(f"{failed} of these must be mended before a run can succeed")
 
 
 @_with(*CLUSTER_OPTIONS, *PIPELINE_OPTIONS, *PARAMS_OPTIONS)

@@ -15,14 +15,11 @@ from kfp import compiler
 
 from pipelines.deep_clustering import NAME, Room, build_pipeline
 from pipelines.sharing import compact
+from pipelines.size import MAX_WORKFLOW, most_rounds, workflow_size
 from pipelines.tasks import Configure
 from vitdc.code import code_version
 from vitdc.config import Params
 from vitdc.errors import InputError, mask_credentials
-
-MAX_BYTES = 700_000
-"""Largest specification that is compiled. Kubeflow makes an Argo object of about twice the size of
-it, to which the run's status is added, and etcd refuses requests of more than 1.5 MiB."""
 
 
 def find_room(params: Params, num_rounds: int | None = None, done: int = 0) -> Room:
@@ -51,7 +48,7 @@ def build(params: Params, *, room: Room | None = None, local: bool = False) -> A
         local: For KFP's local runners, which need nothing of a cluster.
 
     Raises:
-        InputError: `data.repo` has a password in it.
+        InputError: `data.repo` has a password in it, or a cluster takes no pipeline of this size.
     """
     if params.data.repo and mask_credentials(params.data.repo) != params.data.repo:
         raise InputError(
@@ -69,7 +66,21 @@ def build(params: Params, *, room: Room | None = None, local: bool = False) -> A
         )
     if not local:
         compact(pipeline.pipeline_spec, pipeline.platform_spec)
+        _check_size(pipeline, params, room)
     return pipeline
+
+
+def _check_size(pipeline: Any, params: Params, room: Room) -> None:
+    num_rounds = room.last - room.first + 1
+    size = workflow_size(pipeline, num_rounds)
+    if size > MAX_WORKFLOW:
+        small = build(params, room=Room(first=room.first, last=room.first))
+        most = most_rounds({1: workflow_size(small, 1), num_rounds: size})
+        raise InputError(
+            f"--max-rounds {num_rounds}: a run of so many rounds needs up to {size:,} bytes where"
+            f" Argo Workflows takes {MAX_WORKFLOW:,}; there is room for {most}, and `submit"
+            f" --max-rounds {most} --wait --until-converged` goes on in further runs"
+        )
 
 
 def write(
@@ -92,7 +103,7 @@ def write(
         The size of the file in bytes.
 
     Raises:
-        InputError: The file cannot be written, or the pipeline is too large for a cluster.
+        InputError: The file cannot be written.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"--output {output}: name a .yaml file")
@@ -111,11 +122,6 @@ def write(
             kubernetes_manifest_options=options if manifests else None,
         )
         size = compiled.stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(
-                f"--max-rounds: the compiled pipeline has {size:,} bytes, a cluster takes no more"
-                f" than {MAX_BYTES:,}; compile fewer rounds"
-            )
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(compiled, output)

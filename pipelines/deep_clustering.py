@@ -193,7 +193,8 @@ class _Rounds:
     def _embed_and_cluster(self, number: int, checkpoint: Any, **before: Any) -> dict[str, Any]:
         made = {"checkpoint": checkpoint}
         made |= self._task(components.embed, number, **made).outputs
-        return made | self._task(components.cluster, number, **made, **before).outputs
+        made |= self._task(components.cluster, number, **made, **before).outputs
+        return made
 
     def _evaluate(self, name: str, **rounds: Any) -> None:
         settings = self.settings["evaluate"]

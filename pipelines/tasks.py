@@ -19,11 +19,8 @@ _RUN_LABEL = "metadata.labels['pipeline/runid']"  # Kubeflow puts it on every po
 
 # The key of a ConfigMap or Secret, and the variable it becomes. Kubernetes refuses a pod in which a
 # variable comes from two places, and KFP's MLflow plugin sets MLflow's own: ours have other names.
-_ENDPOINTS = {
-    "MLFLOW_TRACKING_URI": "VITDC_TRACKING_URI",
-    "AWS_ENDPOINT_URL": "AWS_ENDPOINT_URL",
-    "AWS_DEFAULT_REGION": "AWS_DEFAULT_REGION",
-}
+_MLFLOW_ENDPOINT = {"MLFLOW_TRACKING_URI": "VITDC_TRACKING_URI"}
+_S3_ENDPOINT = {key: key for key in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")}
 _S3_KEYS = {key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 _MLFLOW_KEYS = {
     "MLFLOW_TRACKING_USERNAME": "VITDC_TRACKING_USERNAME",
@@ -131,13 +128,13 @@ class Configure:
             kubernetes.use_field_path_as_env(task, RUN_VARIABLE, _RUN_LABEL)
         if component in _RECORDS and config.image:
             task.set_env_variable(IMAGE_VARIABLE, config.image)
-        if component not in (*_READS_IMAGES, *_RECORDS, *_TRAINS):
-            return
-        if config.endpoints:
-            kubernetes.use_config_map_as_env(task, config.endpoints, _ENDPOINTS)
-        if (
-            config.s3_secret and component not in _TRAINS
-        ):  # images lie there, and MLflow's artifacts may, too
-            kubernetes.use_secret_as_env(task, config.s3_secret, _S3_KEYS)
-        if config.mlflow_secret and component in (*_RECORDS, *_TRAINS):
-            kubernetes.use_secret_as_env(task, config.mlflow_secret, _MLFLOW_KEYS)
+        if component in (*_READS_IMAGES, *_RECORDS):  # images, and perhaps MLflow's artifacts
+            if config.endpoints:
+                kubernetes.use_config_map_as_env(task, config.endpoints, _S3_ENDPOINT)
+            if config.s3_secret:
+                kubernetes.use_secret_as_env(task, config.s3_secret, _S3_KEYS)
+        if component in (*_RECORDS, *_TRAINS):
+            if config.endpoints:
+                kubernetes.use_config_map_as_env(task, config.endpoints, _MLFLOW_ENDPOINT)
+            if config.mlflow_secret:
+                kubernetes.use_secret_as_env(task, config.mlflow_secret, _MLFLOW_KEYS)

@@ -210,7 +210,7 @@ class Kubeflow:
         if self.recorded:
             return {**self.runs[run_id], **self.recorded}
         state, tasks = self.progress.pop(0) if len(self.progress) > 1 else self.progress[0]
-        run = {**self.runs[run_id], "state": state}
+        run = {**self.runs[run_id], "state": state or None}
         run["run_details"] = {"task_details": [self._task(run_id, *t) for t in tasks.items()]}
         if state in ("SUCCEEDED", "FAILED", "CANCELED"):
             created = datetime.datetime.fromisoformat(run["created_at"])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -135,10 +135,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+_Server = TypeVar("_Server", bound=Kubernetes)
+
+
 @contextmanager
-def serve() -> Iterator[Kubernetes]:
+def serve(kubernetes: _Server) -> Iterator[_Server]:
     """Run a server on a free port of the loopback interface."""
-    kubernetes = Kubernetes()
     handler = type("Handler", (_Handler,), {"kubernetes": kubernetes})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -529,6 +529,15 @@ def test_progress_names_tasks_as_people_do(kubeflow: Kubeflow, start: Start) -> 
     assert lines[-1].startswith("1:02:03 ")  # from the creation to the end
 
 
+def test_a_run_that_has_no_state_yet_is_pending(kubeflow: Kubeflow, start: Start) -> None:
+    submitted = start()
+    kubeflow.progress = [("", {}), ("SUCCEEDED", {})]
+    assert [line.split(" ", 1)[1] for line in watch(kubeflow, submitted.run_id)] == [
+        "pending",
+        "succeeded",
+    ]
+
+
 def test_terminal_shows_one_line_that_changes(kubeflow: Kubeflow, start: Start) -> None:
     submitted = start()
     kubeflow.progress = [*ROUNDS, ("SUCCEEDED", {})]
@@ -709,7 +718,7 @@ def kubernetes(
 ) -> Iterator[kubernetes_api.Kubernetes]:
     """A cluster that the kubeconfig names."""
     monkeypatch.setattr(observer, "GRACE", 0.0)
-    with kubernetes_api.serve() as server:
+    with kubernetes_api.serve(kubernetes_api.Kubernetes()) as server:
         server.write_kubeconfig(tmp_path / "kubeconfig", "here", "there")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         yield server
@@ -887,7 +896,7 @@ def test_refused_kubernetes_leaves_kubeflows_view_and_says_so(
     with pytest.raises(TrainingError, match="the run failed in prepare; its logs"):
         watch(kubeflow, submitted.run_id, stream)
     assert "; not read here: " in stream.getvalue()
-    assert "HTTP 403 Forbidden" in stream.getvalue()
+    assert "HTTP 403: forbidden" in stream.getvalue()
     assert len(kubernetes.requests) == 1
 
 

@@ -183,7 +183,7 @@ def ended(run_id: str, state: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[kubernetes_api.Kubernetes]:
     """The cluster that this process runs in."""
     (tmp_path / "namespace").write_text("kubeflow")
-    with kubernetes_api.serve() as server:
+    with kubernetes_api.serve(kubernetes_api.Kubernetes()) as server:
         server.write_kubeconfig(tmp_path / "kubeconfig", "here")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")

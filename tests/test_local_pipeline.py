@@ -83,6 +83,24 @@ if sys.argv[0] == "-m":  # python -m pipelines
     tasks.Configure.task = task
 """
 
+# Runs a pipeline that has room for some rounds only, as on a cluster.
+RUN_WITH_ROOM = """
+import sys
+from pathlib import Path
+from pipelines.deep_clustering import Room
+from pipelines.local import run_pipeline
+from vitdc.config import Params
+
+output, first, last, *continued = sys.argv[1:]
+run_pipeline(
+    Params.load(Path("params.yaml")),
+    output=Path(output),
+    root=Path(".kfp"),
+    room=Room(first=int(first), last=int(last)),
+    continued_run_id=continued[0] if continued else None,
+)
+"""
+
 
 class Run(NamedTuple):
     """What `python -m pipelines run` printed and left."""
@@ -159,9 +177,9 @@ def first(project: Project) -> Run:
     return run
 
 
-def active_runs(directory: Path) -> dict[str, tuple[str, dict[str, str]]]:
+def active_runs(directory: Path, store: str = "mlflow.db") -> dict[str, tuple[str, dict[str, str]]]:
     """Status and tags of the MLflow runs."""
-    with sqlite3.connect(directory / "mlflow.db") as connection:
+    with sqlite3.connect(directory / store) as connection:
         query = "SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'"
         return {
             run_id: (
@@ -227,6 +245,49 @@ def test_the_pipeline_gives_the_same_bytes_as_one_process(
     expected = in_one_process(project.directory, tmp_path)
     for name in RESULTS:
         assert (first.output / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_two_runs_with_little_room_end_as_one_with_room_for_all(
+    project: Project, first: Run
+) -> None:
+    """The second goes on from the last round of the first, in the same MLflow run."""
+    store = project.directory / "continued.db"
+    environment = {
+        **os.environ,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
+    }
+
+    def run(*arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, "-c", RUN_WITH_ROOM, *arguments],
+            cwd=project.directory,
+            env=environment,
+            check=True,
+        )
+
+    run("room", "1", "2")
+    ((_, (status, tags)),) = active_runs(project.directory, store.name).items()
+    assert (status, tags["vitdc.stop_reason"]) == ("FINISHED", "out-of-room")
+    assert json.loads((project.directory / "room" / "metrics.json").read_text())["rounds"] == 2
+    run("more-room", "3", "4", tags["vitdc.kfp_run_id"])
+    for name in RESULTS:
+        expected = (first.output / name).read_bytes()
+        assert (project.directory / "more-room" / name).read_bytes() == expected, name
+    ((run_id, (status, tags)),) = active_runs(project.directory, store.name).items()
+    assert (status, tags["vitdc.stop_reason"]) == ("FINISHED", "max-rounds")
+    with sqlite3.connect(store) as connection:
+        query = "SELECT step FROM metrics WHERE key = ? AND run_uuid = ? ORDER BY step"
+        found = {
+            key: [step for (step,) in connection.execute(query, (key, run_id))]
+            for key in ("by_round/loss", "by_round/nmi_test", "joint/loss")
+        }
+    assert found == {
+        "by_round/loss": [1, 2, 3, 4],
+        "by_round/nmi_test": [0, 1, 2, 3, 4],
+        "joint/loss": [1, 2, 3, 4],
+    }
 
 
 # --- cache -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from kubernetes_api import make_workflow, task_nodes
@@ -10,8 +11,9 @@ from kubernetes_api import make_workflow, task_nodes
 from vitdc import workflow
 from vitdc.workflow import describe_end, tasks
 
+RECORDINGS = Path(__file__).parent / "recordings"
 KILLED = "main: OOMKilled (exit code 137)"
-NEEDED = "killed: it needed more than 256Mi"
+NEEDED = "killed: it needed more than 64Mi"
 
 
 def test_tasks_are_named_as_people_do_and_have_one_state() -> None:
@@ -57,7 +59,7 @@ def test_compressed_nodes_are_read_as_well() -> None:
     ],
 )
 def test_a_failure_names_task_and_reason(name: str, message: str, said: str) -> None:
-    failed = task_nodes(name, "Succeeded", "Failed", message=message, memory="256Mi")
+    failed = task_nodes(name, "Succeeded", "Failed", message=message, memory="64Mi")
     found = make_workflow("run", task_nodes("prepare", "Succeeded", "Succeeded"), failed)
     assert describe_end(found) == f"failed in {name}: {said}"
 
@@ -95,3 +97,27 @@ def test_a_terminated_run_and_one_out_of_time_are_no_failures_of_a_task() -> Non
     assert describe_end(found) == (
         "was stopped during embed (round 0): it took longer than kubernetes.timeout_hours allows"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "end"),
+    [
+        ("waiting-gpu", {"find the data": "PENDING"}, None),
+        (
+            "terminated",
+            {"find the data": "FAILED", "record the end": "FAILED"},
+            "was terminated during find the data",
+        ),
+        (
+            "killed",
+            {"prepare": "FAILED"},
+            f"failed in prepare: {NEEDED}, kubernetes.resources.prepare.memory_limit",
+        ),
+    ],
+)
+def test_workflows_of_a_real_cluster_are_read(
+    name: str, states: dict[str, str], end: str | None
+) -> None:
+    found = json.loads((RECORDINGS / f"workflow-{name}.json").read_text(encoding="utf-8"))
+    assert {task.name: task.state for task in tasks(found) if task.state != "SUCCEEDED"} == states
+    assert end is None or describe_end(found) == end

@@ -13,6 +13,7 @@ node that may be tried again is followed by its attempts: `executor(0)`, `execut
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import gzip
 import json
@@ -55,11 +56,18 @@ class Task(NamedTuple):
     """Argo's node of its last pod, or its own node if it had no pod."""
     attempts: int
     """How many pods have tried to run it."""
+    is_round: bool = False
+    """Whether it is not a component but a part of the pipeline, which has a driver only."""
 
     @property
     def message(self) -> str:
         """What Argo says about it."""
         return str(self.node.get("message", "")).removeprefix("main: ")
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it needed more memory than it may have; its log has nothing of that."""
+        return self.message.startswith("OOMKilled")
 
     @property
     def in_driver(self) -> bool:
@@ -121,7 +129,7 @@ def _task(driver_path: str, by_path: Mapping[str, list[Object]]) -> Task | None:
     name, is_component = _specification(path, drivers)
     if not is_component and (own or state == RUNNING):
         return None
-    return Task(name, state, last, len(executors))
+    return Task(name, state, last, len(executors), is_round=not is_component)
 
 
 def _pods(nodes: Iterable[Object]) -> list[Object]:
@@ -182,7 +190,7 @@ def _is_out_of_time(workflow: Object) -> bool:
 def describe_failure(task: Task) -> str:
     """Why a task failed, in a line."""
     reason = one_line(task.message or "Argo gives no reason")
-    if task.message.startswith("OOMKilled"):
+    if task.was_killed:
         reason = f"killed: it needed more than {_memory_limit(task)}"
         if not task.in_driver:
             reason += f", kubernetes.resources.{_section(task)}.memory_limit"
@@ -215,7 +223,7 @@ class ReadError(Exception):
 
 
 class Kubernetes:
-    """The API of a Kubernetes cluster, read only; objects come as the API writes them."""
+    """The API of a Kubernetes cluster; objects are as the API writes them."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -251,7 +259,7 @@ class Kubernetes:
         Raises:
             ReadError: There is no answer, or it is an error.
         """
-        return json.loads(self._read(path, query))
+        return json.loads(self._request("GET", path, query))
 
     def log(self, namespace: str, pod: str, lines: int) -> list[str]:
         """The last lines of a pod's main container.
@@ -261,7 +269,7 @@ class Kubernetes:
         """
         query = {"container": "main", "tailLines": str(lines)}
         path = f"api/v1/namespaces/{namespace}/pods/{pod}/log"
-        return self._read(path, query).decode(errors="replace").splitlines()
+        return self._request("GET", path, query).decode(errors="replace").splitlines()
 
     def workflow(self, namespace: str, run_id: str, known: Object | None = None) -> Object | None:
         """The Workflow of a pipeline run; None if there is none, or no longer.
@@ -277,7 +285,7 @@ class Kubernetes:
         path = f"apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
         query = {"labelSelector": f"{RUN_LABEL}={run_id}"}
         if known:
-            found = json.loads(self._read(path, query, _METADATA_ONLY))["items"]
+            found = json.loads(self._request("GET", path, query, accept=_METADATA_ONLY))["items"]
             if [_version(known)] == [_version(item) for item in found]:
                 return known
         return next(iter(self.get(path, **query)["items"]), None)
@@ -292,16 +300,41 @@ class Kubernetes:
         pods = self.get("api/v1/pods", fieldSelector=unfinished)["items"]
         return self.get("api/v1/nodes")["items"], pods
 
-    def _read(self, path: str, query: Mapping[str, str], accept: str = "*/*") -> bytes:
+    def post(self, path: str, item: Object) -> None:
+        """Make an object.
+
+        Raises:
+            ReadError: There is no answer, or it is an error.
+        """
+        self._request("POST", path, {}, body=item)
+
+    def delete(self, path: str) -> None:
+        """Delete an object.
+
+        Raises:
+            ReadError: There is no answer, or it is an error.
+        """
+        self._request("DELETE", path, {})
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        accept: str = "*/*",
+        body: Object | None = None,
+    ) -> bytes:
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
             answer = self.client.call_api(
                 f"/{path}",
-                "GET",
+                method,
                 query_params=list(query.items()),
-                header_params={"Accept": accept},
+                header_params={"Accept": accept, "Content-Type": "application/json"},
+                body=body,
                 auth_settings=["BearerToken"],
                 _preload_content=False,
                 _return_http_data_only=True,
@@ -309,9 +342,16 @@ class Kubernetes:
             )
             return bytes(answer.data)
         except ApiException as error:
-            raise ReadError(f"{path}: HTTP {error.status} {error.reason}", error.status) from None
+            raise ReadError(f"{path}: HTTP {error.status}: {_said(error)}", error.status) from None
         except HTTPError as error:
             raise ReadError(one_line(error)) from None
+
+
+def _said(error: Any) -> str:
+    """The message in an answer that is an error."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return one_line(json.loads(error.body)["message"])
+    return str(error.reason)
 
 
 def own_namespace() -> str:

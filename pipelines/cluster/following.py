@@ -125,8 +125,9 @@ class _Watch:
             run = self.cluster.client.runs.run_service_get_run(
                 run_id=self.run_id, _request_timeout=TIMEOUT
             )
-            if run.state is None:
+            if run.run_id is None:
                 raise NotKubeflowError
+            run.state = run.state or "PENDING"  # Kubeflow has none for the first moments
             if self.labels is None:
                 self.labels = task_labels(self.cluster, run)
         except (api.ApiException, urllib3.exceptions.HTTPError, NotKubeflowError) as error:
@@ -202,8 +203,8 @@ class _Watch:
         if self.observer.tasks is None:
             return names_of(self.run, self.labels or {}, "RUNNING")
         going_on = (workflow.RUNNING, workflow.PENDING)
-        waits = self.observer.reasons
-        return [t.name for t in self.observer.tasks if t.state in going_on and t.name not in waits]
+        tasks = [t for t in self.observer.tasks if t.state in going_on and not t.is_round]
+        return [task.name for task in tasks if task.name not in self.observer.reasons]
 
     def _waits(self) -> list[str]:
         """What waits for what; a pod that is about to start is not worth a word."""
@@ -223,13 +224,13 @@ class _Watch:
     def explain(self) -> str:
         """How the run ended that did not succeed, after the logs of what failed."""
         found = self.observer.workflow
-        if found is None:
+        if found is None or self.observer.tasks is None:
             if not is_terminated(self.run):
                 self._point_to_kubectl("`kubectl logs -n {} POD -c main --tail 20`")
             return describe_end(self.run, self.labels or {})
         if not workflow.is_terminated(found):
-            for task in workflow.tasks(found):
-                lines = self.observer.log_of(task) if task.state == workflow.FAILED else []
-                if lines:
+            failed = [task for task in self.observer.tasks if task.state == workflow.FAILED]
+            for task in failed:
+                if lines := ([] if task.was_killed else self.observer.log_of(task)):
                     self.line.note("\n  ".join([f"the last lines of {task.name}:", *lines]))
         return workflow.describe_end(found)

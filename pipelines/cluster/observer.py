@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 
 from pipelines.cluster.pods import (
+    STARTING,
     Room,
     describe_unscheduled,
     describe_waiting,
+    find_missing,
     find_rooms,
     scheduler_message,
 )
@@ -96,7 +98,7 @@ class Observer:
         for task in pending:
             pod = next((pod for pod in pods if task.is_run_by(pod)), None)
             reason = self._reason(pod) if pod else one_line(task.message)
-            if reason:
+            if reason and reason not in STARTING:
                 yield task.name, reason
 
     def _reason(self, pod: Object) -> str | None:
@@ -108,7 +110,10 @@ class Observer:
             if self._unscheduled.get(uid, ("", ""))[0] != message:  # asks much of a large cluster
                 self._unscheduled[uid] = message, describe_unscheduled(pod, self._rooms())
             return self._unscheduled[uid][1]
-        return describe_waiting(pod) or self._warning(uid)
+        if waits := describe_waiting(pod):
+            return waits
+        news = self._last_news(uid)
+        return find_missing(pod, news) or news
 
     def _rooms(self) -> list[Room] | None:
         assert self._kubernetes
@@ -117,12 +122,13 @@ class Observer:
         except ReadError:
             return None  # most users may read their own namespace only
 
-    def _warning(self, uid: str) -> str | None:
-        """The last warning about a pod, such as of a volume that cannot be mounted."""
+    def _last_news(self, uid: str) -> str:
+        """The last event of a pod, if it is a warning or an image that is being pulled."""
         assert self._kubernetes
         found = self._kubernetes.get(
             f"api/v1/namespaces/{self.namespace}/events",
-            fieldSelector=f"involvedObject.uid={uid},type=Warning",
+            fieldSelector=f"involvedObject.uid={uid}",
         )["items"]
-        last = max(found, key=lambda event: str(event.get("lastTimestamp")), default=None)
-        return one_line(last["message"]) if last else None
+        last: Object = max(found, key=lambda event: str(event.get("lastTimestamp")), default={})
+        telling = last.get("type") == "Warning" or last.get("reason") == "Pulling"
+        return one_line(last["message"]) if telling else ""

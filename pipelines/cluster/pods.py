@@ -12,7 +12,8 @@ from vitdc.errors import one_line
 from vitdc.workflow import Object
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
-_STARTING = ("ContainerCreating", "PodInitializing")
+STARTING = ("", "ContainerCreating", "PodInitializing")
+"""Reasons of a container that waits for nothing else than its start."""
 _FINISHED = ("Succeeded", "Failed")
 
 Resources = Mapping[str, Decimal]
@@ -51,7 +52,7 @@ def describe_unscheduled(pod: Object, rooms: Sequence[Room] | None) -> str:
         spec = pod["spec"]
         shortage = find_shortage(requests(spec), rooms, spec.get("nodeSelector", {}))
     without_preemption = message.partition(" no new claims")[0].partition(" preemption:")[0]
-    return _missing(pod, message) or shortage or without_preemption
+    return find_missing(pod, message) or shortage or without_preemption
 
 
 def describe_waiting(pod: Object) -> str | None:
@@ -62,17 +63,17 @@ def describe_waiting(pod: Object) -> str | None:
         *status.get("containerStatuses", ()),
     ):
         waiting = container["state"].get("waiting", {})
-        reason, message = waiting.get("reason"), one_line(waiting.get("message", ""))
+        reason, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
         if reason in _IMAGE_REASONS:
             cause = message.rpartition(": ")[2]
             return f"cannot pull {container['image']}: {cause}"
-        if reason and reason not in _STARTING:
-            return _missing(pod, message) or f"{reason}: {message}"
+        if reason not in STARTING:
+            return find_missing(pod, message) or f"{reason}: {message}"
     return None
 
 
-def _missing(pod: Object, message: str) -> str | None:
-    """What is not there, if the message says so of something that the pod refers to."""
+def find_missing(pod: Object, message: str) -> str | None:
+    """What is not there, if a message says so of something that the pod refers to."""
     for kind, name in references(pod["spec"]):
         if f'{kind.lower()} "{name}" not found' in message:
             return f"{kind} {name} is missing"
