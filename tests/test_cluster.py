@@ -840,8 +840,14 @@ def test_a_waiting_pod_says_what_for(
     kubernetes.put("api/v1/pods", pod, other)
     kubernetes.put("api/v1/nodes", NODE)
     event = {"involvedObject": {"uid": pod["metadata"]["uid"]}, "type": "Warning"}
-    said = {"message": "MountVolume.SetUp failed for volume x", "metadata": {"name": "event"}}
-    kubernetes.put("api/v1/namespaces/kubeflow/events", {**event, **said})
+    earlier = {"message": "0/1 nodes", "eventTime": "2026-11-28T00:00:01Z", "lastTimestamp": None}
+    later = {"message": "MountVolume.SetUp failed for volume x"}
+    later["lastTimestamp"] = "2026-11-28T00:00:02Z"
+    kubernetes.put(
+        "api/v1/namespaces/kubeflow/events",
+        {**event, **earlier, "metadata": {"name": "earlier"}},
+        {**event, **later, "metadata": {"name": "later"}},
+    )
     kubeflow.progress = [*[("RUNNING", FROZEN)] * 3, ("SUCCEEDED", FROZEN)]
     _, lines = followed(kubeflow, run_id)
     text = f"running: retrain (round 1) waits: {reason}; 2 tasks done"
@@ -884,6 +890,26 @@ def test_a_failure_is_told_with_reason_and_log(
         "  epoch 1",
         "  the loss is not finite",
     ]
+
+
+def test_the_logs_last_lines_are_the_tasks_own() -> None:
+    log = """\
+        "outputFile": "/minio/mlpipeline/output_metadata.json"
+    }
+}
+42 images
+vitdc: the loss is not finite
+I1128 00:43:25.423885      15 launcher_v2.go:68] publish error
+F1128 00:43:25.423885      15 main.go:49] failed to execute component: exit status 1
+time=2026-11-28T00:48:30.361Z level=INFO msg="sub-process exited" argo=true error="exit status 1"
+Error: exit status 1"""
+    assert observer.tell_last(log.splitlines()) == [
+        "42 images",
+        "vitdc: the loss is not finite",
+        "F1128 00:43:25.423885      15 main.go:49] failed to execute component: exit status 1",
+    ]
+    assert observer.tell_last([f"epoch {n}" for n in range(99)])[0] == "epoch 87"
+    assert observer.tell_last(["{", "}"]) == []
 
 
 def test_refused_kubernetes_leaves_kubeflows_view_and_says_so(

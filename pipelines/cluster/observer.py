@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipelines.cluster.pods import (
     STARTING,
@@ -22,6 +23,10 @@ GRACE = 8.0
 """Seconds that a pod may wait before it is asked for what; most start sooner."""
 LOG_LINES = 12
 """Last lines of a failed task's log to show."""
+
+_READ_LINES = 200
+_CHATTER = re.compile(r"I\d{4} |time=\S+ level=INFO .*argo=true|Error: exit status \d+$")
+"""Lines of Kubeflow's launcher and of Argo's executor around those of the task."""
 
 _FORBIDDEN = (401, 403)
 
@@ -77,7 +82,7 @@ class Observer:
             for pod in self._pods("Failed"):
                 if self._kubernetes and task.is_run_by(pod):
                     name = pod["metadata"]["name"]
-                    return self._kubernetes.log(self.namespace, name, LOG_LINES)
+                    return tell_last(self._kubernetes.log(self.namespace, name, _READ_LINES))
         except ReadError as error:
             return [f"(its log cannot be read: {error})"]
         return []
@@ -129,6 +134,22 @@ class Observer:
             f"api/v1/namespaces/{self.namespace}/events",
             fieldSelector=f"involvedObject.uid={uid}",
         )["items"]
-        last: Object = max(found, key=lambda event: str(event.get("lastTimestamp")), default={})
+        last: Object = max(found, key=_time_of, default={})
         telling = last.get("type") == "Warning" or last.get("reason") == "Pulling"
         return one_line(last["message"]) if telling else ""
+
+
+def _time_of(event: Object) -> str:
+    return str(
+        event.get("lastTimestamp") or event.get("eventTime") or ""
+    )  # the scheduler's: latter
+
+
+def tell_last(log: Sequence[str]) -> list[str]:
+    """The last lines of a log that are the task's own.
+
+    KFP's executor begins with its whole input in JSON, whose last line is a brace.
+    """
+    own = [line for line in log if not _CHATTER.match(line)]
+    begin = max((number for number, line in enumerate(own) if line == "}"), default=-1) + 1
+    return own[begin:][-LOG_LINES:]
