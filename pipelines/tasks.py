@@ -12,6 +12,8 @@ from vitdc.kubeflow import RUN_VARIABLE, SCRATCH_VARIABLE
 from vitdc.tracking import IMAGE_VARIABLE
 
 LABELS = {"app.kubernetes.io/part-of": "vitdc"}
+ON_EXIT = {"workflows.argoproj.io/on-exit": "true"}
+"""Argo's own label of pods that a terminated run does not end. KFP's exit handlers lack it."""
 SCRATCH_PATH = "/scratch"
 DATA_PATH = "/data"
 
@@ -73,7 +75,7 @@ class Configure:
         )
         resources = getattr(self.config.resources, component, self.config.resources.bookkeeping)
         self._set_resources(task, resources)
-        self._set_pod(task)
+        self._set_pod(task, LABELS | ON_EXIT if component == "end-record" else LABELS)
         self._set_volumes(task, component, resources)
         self._set_environment(task, component)
         return task
@@ -92,7 +94,7 @@ class Configure:
         for key, value in selector.items():
             kubernetes.add_node_selector(task, key, value)
 
-    def _set_pod(self, task: dsl.PipelineTask) -> None:
+    def _set_pod(self, task: dsl.PipelineTask, labels: dict[str, str]) -> None:
         user = self.config.user
         kubernetes.set_security_context(
             task, run_as_user=user, run_as_group=user, run_as_non_root=True
@@ -100,7 +102,7 @@ class Configure:
         kubernetes.set_image_pull_policy(task, self.config.image_pull_policy)
         if self.config.image_pull_secrets:
             kubernetes.set_image_pull_secrets(task, list(self.config.image_pull_secrets))
-        for key, value in LABELS.items():
+        for key, value in labels.items():
             kubernetes.add_pod_label(task, key, value)
 
     def _set_volumes(

@@ -25,7 +25,7 @@ from vitdc import __version__
 from vitdc.errors import InputError
 
 HERE = Path(__file__).parent
-TASKS = ("prepare", "pretrain", "embed", "cluster", "retrain", "evaluate")
+TASKS = ("prepare", "pretrain", "embed", "cluster", "retrain", "check", "evaluate", "bookkeeping")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     session = f"test-{int(time.time())}"
     params["tracking"] = {"experiment": session}
     # a small node runs several at a time
-    params["kubernetes"] = {"resources": {name: {"cpu": "100m"} for name in TASKS}}
+    params["kubernetes"] = {"resources": {name: {"cpu": "50m"} for name in TASKS}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     try:
         subprocess.run(["kubectl", "get", "namespaces"], check=True, capture_output=True, text=True)

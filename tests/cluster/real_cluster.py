@@ -271,6 +271,7 @@ class PipelineRun:
                     and "deletionTimestamp" not in pod["metadata"]
                 ):
                     return str(pod["metadata"]["name"])
+            assert self.state() not in ENDED, f"run {self.run_id} has ended"
             return ""
 
         return str(wait_for(look, what=f"running {component} in run {self.run_id}", seconds=1200))

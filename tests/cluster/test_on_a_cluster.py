@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ from vitdc.artifacts import Checkpoint
 from vitdc.tracking.naming import RESULT, result_points, round_key
 
 SMALL = ("pretraining.epochs=2", "joint.epochs=1", "evaluation.decoder_steps=5")
+EPOCHS = 80  # time enough to delete the pod
 LONG = 2000  # epochs that nobody waits for
 NOT_CACHED = {"find_version", "start_record", "check", "evaluate", "end_record"}
 GPU = "vitdc.example.org/gpu"  # that no node has
@@ -46,27 +48,25 @@ GPU = "vitdc.example.org/gpu"  # that no node has
 class Started(NamedTuple):
     """What was started at once."""
 
+    terminated: PipelineRun
     digits: Submission
     one_round: PipelineRun
     two_rounds: PipelineRun
-    deleted: PipelineRun
-    terminated: PipelineRun
 
 
 @pytest.fixture(scope="session")
 def started(cluster: Cluster, overlay: Overlay) -> Started:
     """Runs with seeds of their own, so that the cache has nothing of them, and the README's."""
     seed = int(time.time())
-    rounds = [
-        cluster.submit(f"{n} rounds", f"seed={seed}", f"convergence.max_rounds={n}", *SMALL)
-        for n in (1, 2)
-    ]
-    deleted = cluster.submit(
-        "pod deleted", f"seed={seed}", *SMALL, "convergence.max_rounds=1", "joint.epochs=80"
-    )
     terminated = cluster.submit("terminated", f"seed={seed + 1}", f"pretraining.epochs={LONG}")
     digits = cluster.start("digits", options=("--wait",))
-    return Started(digits, *rounds, deleted, terminated)
+    one, two = (
+        cluster.submit(
+            f"{rounds} rounds", f"seed={seed}", f"convergence.max_rounds={rounds}", *SMALL, *more
+        )
+        for rounds, *more in ((1, f"joint.epochs={EPOCHS}"), (2,))
+    )
+    return Started(terminated, digits, one, two)
 
 
 def test_an_impossible_gpu_is_named_within_20_seconds(cluster: Cluster, overlay: Overlay) -> None:
@@ -93,7 +93,7 @@ def test_a_terminated_run_is_killed_in_mlflow_and_leaves_no_scratch(
     run.running("pretrain")
     wait_for(lambda: run.run_id in scratch(cluster), what="unfinished training", seconds=120)
     run.terminate()
-    assert run.wait() == "CANCELED"
+    assert run.wait() in ("CANCELED", "FAILED")  # the second is what KFP 2.17 says
     wait_for(lambda: status(run, mlflow) != "RUNNING", what="end in MLflow", seconds=180)
     assert status(run, mlflow) == "KILLED"
     assert run.run_id not in scratch(cluster)
@@ -112,7 +112,7 @@ def scratch(cluster: Cluster) -> list[str]:
 def test_a_training_whose_pod_is_deleted_goes_on_where_it_was(
     cluster: Cluster, started: Started, mlflow: MlflowClient
 ) -> None:
-    run = started.deleted
+    run = started.one_round
     pod = run.running("retrain")
     exec_in = ("-n", cluster.namespace, "exec", pod, "-c", "main", "--")
     wait_for(
@@ -127,12 +127,11 @@ def test_a_training_whose_pod_is_deleted_goes_on_where_it_was(
     assert run.wait() == "SUCCEEDED"
     # said at the end: how many images this pod has trained on
     log = kubectl("-n", cluster.namespace, "logs", again, "-c", "main")
-    (images,) = (int(line.split(" images in ")[0].split()[-1]) for line in log.splitlines()
-                 if " images in " in line)  # fmt: skip
+    (images,) = re.findall(r"retrain, round 1: (\d+) images in", log)
     record = run.record(mlflow)
     history = mlflow.get_metric_history(record.info.run_id, "joint/loss")
-    assert {point.step for point in history} == set(range(1, 81))
-    assert 0 < images < 80 * 1437
+    assert {point.step for point in history} == set(range(1, EPOCHS + 1))
+    assert 0 < int(images) < EPOCHS * 1438
     assert record.info.status == "FINISHED"
 
 
@@ -147,7 +146,7 @@ def test_a_pipeline_ends_after_the_rounds_it_may_have(
     assert record.data.metrics[f"{RESULT}rounds"] == rounds
     assert record.data.tags["vitdc.stop_reason"] == "max-rounds"
     counted = Counter(map(component_of, run.pods()))
-    assert counted["retrain"] == counted["check"] == rounds
+    assert counted["check"] == rounds
     assert counted["evaluate"] == counted["end_record"] == 1
 
 
@@ -268,9 +267,8 @@ def test_a_continued_run_ends_as_one_long_run(
 ) -> None:
     assert repeated.short.wait() == "SUCCEEDED"
     first = repeated.short.record(mlflow)
-    own = f"tracking.experiment={cluster.session}-continued"
     options = (f"--continue={repeated.short.run_id}", "--max-rounds=2")
-    rest = cluster.submit("continued", own, options=options)
+    rest = cluster.submit("continued", options=options)
     assert rest.wait() == "SUCCEEDED"
     record = rest.record(mlflow)
     assert record.info.run_id == first.info.run_id
@@ -291,7 +289,7 @@ def test_the_model_is_brought_under_dvc(
     key, value = (decoded(secret["data"][name]) for name in ("accesskey", "secretkey"))
     command = [sys.executable, "-m", "pipelines", "import-model", digits.run_id]
     command += [f"--params={cluster.folder / 'params.yaml'}", "--output=models/digits", "--push"]
-    with forwarded("kubeflow", "minio-service", 9000) as store:
+    with forwarded("kubeflow", "seaweedfs", 9000) as store:
         keys = {"AWS_ENDPOINT_URL": store, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": value}
         subprocess.run(command, cwd=repository.path, env=os.environ | keys, check=True)
     model = repository.path / "models" / "digits"
