@@ -5,8 +5,8 @@ status pass 1 MiB together: `workflow is longer than maximum allowed size`. Both
 round, the one when the run starts and the other while it goes on.
 
 The bound was measured on Kubeflow Pipelines 2.17.0 and Argo Workflows 4.0.5. KFP's own compiler
-makes at most 3.6 bytes of specification per byte of the compiled pipeline as JSON, beside what tasks
-ask of Kubernetes (rooms of 1 to 25 rounds).
+makes at most 3.6 bytes of specification per byte of the compiled pipeline as JSON, beside what
+tasks ask of Kubernetes (rooms of 1 to 25 rounds).
 """
 
 from __future__ import annotations
