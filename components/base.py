@@ -2,7 +2,7 @@
 
 A task's specification names the component; the program that it runs is in the image. Kubeflow keeps
 every task's specification several times in one object of limited size, so a program in it would
-cost rounds (`pipelines.room`).
+cost rounds (`pipelines.size`).
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 The KFP compiler writes a component down once per task, wraps a conditional task in a group of its
 own, and hands the operands of all conditions into all groups inside. Kubeflow keeps what it makes
-of that in one object of limited size (`pipelines.room`), and a group costs a pod. The specification
+of that in one object of limited size (`pipelines.size`), and a group costs a pod. The specification
 allows one component for many tasks, and a condition on any task; the backend stores components that
 way anyway (kubeflow/pipelines 2.17.0, backend/src/v2/compiler/argocompiler/{argo,dag}.go).
 
@@ -46,12 +46,7 @@ def unwrap_conditional_tasks(pipeline: PipelineSpec) -> None:
             condition = wrapper.trigger_policy.condition
             for kind in ("parameters", "artifacts"):
                 for own, value in getattr(task.inputs, kind).items():
-                    outer = (
-                        value.component_input_parameter
-                        if kind == "parameters"
-                        else (value.component_input_artifact)
-                    )
-                    if outer:
+                    if outer := getattr(value, f"component_input_{kind.removesuffix('s')}"):
                         value.CopyFrom(getattr(wrapper.inputs, kind)[outer])
                         condition = condition.replace(f"'{outer}'", f"'{own}'")
             task.trigger_policy.condition = condition
@@ -59,15 +54,6 @@ def unwrap_conditional_tasks(pipeline: PipelineSpec) -> None:
             unwrapped = type(task).FromString(task.SerializeToString())
             del pipeline.components[wrapper.component_ref.name], group.dag.tasks[name]
             group.dag.tasks[key].CopyFrom(unwrapped)
-
-
-def shorten_names(pipeline: PipelineSpec) -> None:
-    """Take the KFP compiler's prefix from the inputs of all groups, in place.
-
-    All inputs of a group have it, so that they stay different without it.
-    """
-    text = json_format.MessageToJson(pipeline, indent=None).replace(_PREFIX, "")
-    pipeline.CopyFrom(json_format.Parse(text, PipelineSpec()))
 
 
 def drop_unused_inputs(pipeline: PipelineSpec) -> None:
@@ -132,6 +118,15 @@ def share_components(pipeline: PipelineSpec, platform: PlatformSpec) -> None:
     for name, first in names.items():
         if name != first:
             del pipeline.components[name]
+
+
+def shorten_names(pipeline: PipelineSpec) -> None:
+    """Take the KFP compiler's prefix from the inputs of all groups, in place.
+
+    All inputs of a group have it, so that they stay different without it.
+    """
+    text = json_format.MessageToJson(pipeline, indent=None).replace(_PREFIX, "")
+    pipeline.CopyFrom(json_format.Parse(text, PipelineSpec()))
 
 
 def _merge(contents: Mapping[str, bytes]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import kfp_server_api as api
@@ -13,7 +14,7 @@ from pipelines.deep_clustering import CONTINUED_RUN_ID, OUT_OF_ROOM
 from vitdc.config import KubernetesConfig, Params
 from vitdc.errors import InputError
 
-_MOST_ROUNDS = 10_000
+_OUT_OF_ROOM = re.compile(re.escape(OUT_OF_ROOM).replace(r"\{\}", r"(\d+)"))
 
 
 class Continued(NamedTuple):
@@ -46,16 +47,16 @@ def find_continued(cluster: Cluster, run_id: str, kubernetes: KubernetesConfig) 
             if error.status != 404:
                 raise
             raise InputError(f"{problem}: there is no such run at {cluster.host}") from None
-        names = set(task_labels(cluster, run).values())
+        names = task_labels(cluster, run).values()
     if run.state != "SUCCEEDED":
         raise InputError(
             f"{problem}: only a run that succeeded has left a round to go on from;"
             f" this one is {describe_state(run)}"
         )
-    rooms = [n for n in range(1, _MOST_ROUNDS) if OUT_OF_ROOM.format(n) in names]
-    if not rooms:
+    found = next(filter(None, map(_OUT_OF_ROOM.fullmatch, names)), None)
+    if not found:
         raise InputError(f"{problem}: its pipeline cannot be continued; an older vitdc made it")
     given = dict(run.runtime_config.parameters)
     given.pop(CONTINUED_RUN_ID, None)
     params = Params.parse(given, where=f"the parameters of the run {run_id}")
-    return Continued(params.model_copy(update={"kubernetes": kubernetes}), rooms[-1])
+    return Continued(params.model_copy(update={"kubernetes": kubernetes}), int(found[1]))
