@@ -14,7 +14,7 @@ import yaml
 
 from pipelines import compiling, size
 from pipelines.deep_clustering import Room, pipeline_parameters
-from pipelines.sharing import share_components, unwrap_conditional_tasks
+from pipelines.sharing import share_components, shorten_names, unwrap_conditional_tasks
 from vitdc import code, kubeflow
 from vitdc.config import Params
 from vitdc.errors import InputError
@@ -274,6 +274,7 @@ def test_shared_components_leave_every_task_as_it_was() -> None:
         configure=configure,
     )
     unwrap_conditional_tasks(plain.pipeline_spec)
+    shorten_names(plain.pipeline_spec)
     assert facts(shared) == facts(plain)
     assert len(facts(shared)) == 4 + 3 + 5 * 3 + 1
     containers = [c for c in shared.pipeline_spec.components.values() if c.executor_label]
