@@ -89,8 +89,8 @@ def test_25_rounds_fit_into_a_cluster() -> None:
 
 
 def test_too_many_rounds_are_refused_with_the_largest_number_that_fits() -> None:
-    with pytest.raises(InputError, match=r"--max-rounds 60: .* needs up to 2,\d{3},\d{3}") as error:
-        compiling.build(params("convergence.max_rounds=60"))
+    with pytest.raises(InputError, match=r"--max-rounds 30: .* needs up to 1,\d{3},\d{3}") as error:
+        compiling.build(params("convergence.max_rounds=30"))
     most = int(re.search(r"room for (\d+)", str(error.value))[1])
     compiling.build(params(), room=Room(most))
     with pytest.raises(InputError, match=rf"there is room for {most}, "):
