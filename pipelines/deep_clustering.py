@@ -137,8 +137,8 @@ class _Beginning:
             **self.parameters,
         )
         found = self.configure.task(record, CONTINUE_RECORD).outputs
-        # A group that is always entered: KFP's importer knows the inputs of its group, but no outputs
-        # of other tasks; and under a name of ours, tasks would not find what it imports.
+        # A group that is always entered: KFP's importer knows the inputs of its group, but no
+        # outputs of other tasks; and under a name of ours, tasks would not find what it imports.
         with dsl.If(run_id != "", name=f"round-{room.first}"):
             dataset, initial, last, history = (
                 dsl.importer(artifact_uri=found[f"{name}_uri"], artifact_class=kind).output
