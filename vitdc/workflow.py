@@ -121,8 +121,8 @@ def _task(driver_path: str, by_path: Mapping[str, list[Object]]) -> Task | None:
     own = [node for node in by_path.get(path, ()) if node["phase"] not in _NEVER_STARTED]
     executors = _pods(by_path.get(f"{path}.executor", ()))
     whole, last = (own or drivers)[0], [*drivers[:1], *own[:1], *_pods(drivers), *executors][-1]
-    skipped = by_path.get(path) and not own  # by its condition, which the driver looked up
-    if skipped or whole["phase"] in _NEVER_STARTED:
+    passed_over = by_path.get(path) and not own and whole["phase"] == "Succeeded"  # its condition
+    if passed_over or whole["phase"] in _NEVER_STARTED:
         return None
     state = _STATES.get(whole["phase"]) or (PENDING if last["phase"] == "Pending" else RUNNING)
     if not own and state == SUCCEEDED:
