@@ -38,7 +38,6 @@ RUN_VARIABLE = "VITDC_PIPELINE_RUN"
 TERMINATION_LOG = Path("/dev/termination-log")
 """What a container writes here before it fails becomes part of its state."""
 
-_WITHOUT_SUCCESS = ("FAILED", "RUNNING")  # KFP says RUNNING of a run that is being terminated
 _TERMINATION_CHARACTERS = 1000  # Kubernetes takes 4096 bytes, and Argo keeps them in every node
 
 SETTINGS = {
@@ -237,7 +236,7 @@ def _clear_scratch(pipeline_run_id: str) -> None:
 
 def _find_reason(pipeline_run_id: str, status: Any) -> str | None:
     """What the run's Workflow says, where this pod may read it; KFP says no more than a state."""
-    if status.state not in _WITHOUT_SUCCESS or "KUBERNETES_SERVICE_HOST" not in os.environ:
+    if status.state != "FAILED" or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return None
     from vitdc.workflow import Kubernetes, ReadError, describe_end, own_namespace
 
