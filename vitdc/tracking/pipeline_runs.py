@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vitdc.config import NOT_IDENTIFYING, Params, TrackingConfig
+from vitdc.config import Params, TrackingConfig
 from vitdc.errors import InputError, mask_credentials, one_line
 from vitdc.tracking.naming import (
     MODEL_TAG,
@@ -118,7 +118,6 @@ def _check_parameters(problem: str, params: Params, recorded: Mapping[str, str])
     """The parameters are the recorded ones, but for the exact references that data got since."""
     wanted = {k: v for k, v in run_params(params).items() if not k.startswith("data.")}
     others = [name for name, value in wanted.items() if recorded.get(name, value) != value]
-    others = [name for name in others if name not in NOT_IDENTIFYING]
     if others:
         name = others[0]
         raise InputError(f"{problem}: {name} was {recorded[name]}, and is {wanted[name]} now")
