@@ -354,7 +354,7 @@ def doctor_command(
     marks = {True: "ok", False: "FAIL", None: "?"}
     findings = doctor.examine(
         params,
-        compiling.build(params),
+        compiling.build(params, room=compiling.find_room(params, 1)),  # rounds need the same
         host=host,
         namespace=namespace,
         ca_file=ca_file,
