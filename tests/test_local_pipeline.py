@@ -487,7 +487,6 @@ BAD_INPUT = {
     "wrong type": (["run", "--output", "o", "-S", "joint.gamma=x"], "joint.gamma"),
     "unknown key": (["run", "--output", "o", "-S", "joint.gama=1"], "did you mean joint.gamma"),
     "no rounds": (["compile", "--output", "p.yaml", "--max-rounds", "0"], "at least 1 round"),
-    "fewer rounds": (["compile", "--output", "p.yaml", "--max-rounds", "1"], "at least as many"),
     "not yaml": (["compile", "--output", "p.txt"], "name a .yaml file"),
     "unwritable": (["compile", "--output", "params.yaml/p.yaml"], "cannot be written"),
     "bad quantity": (
