@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from vitdc import tracking
 from vitdc.artifacts import ClusteringScores, Dataset, RoundRow, SplitScores
 from vitdc.cli import find_command
 from vitdc.config import Params
-from vitdc.errors import InputError, TrainingError
+from vitdc.errors import InputError, TrainingError, end_on_sigterm
 from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
 from vitdc.tracking import record as record_module
 from vitdc.tracking import store as store_module
@@ -779,6 +780,36 @@ def test_a_pipeline_run_that_is_terminated_is_recorded_as_killed_and_can_go_on(
         tracker.log_rounds(ROWS[:2])
     assert run_of(store, started).info.status == "RUNNING"
     assert "vitdc.failure" not in run_of(store, started).data.tags
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED"])
+def test_a_task_that_is_terminated_says_so_itself(store: Path, state: str) -> None:
+    """What tells of it at the end may be terminated, too; a task that is tried again goes on."""
+    params = make_params()
+    started = start(params)
+    terminate_task(started)
+    killed = run_of(store, started)
+    assert killed.info.status == "KILLED"
+    assert killed.data.tags["vitdc.failure"] == "terminated"
+    with tracking.resume_record(started) as tracker:
+        tracker.log_rounds(ROWS[:2])
+    assert run_of(store, started).info.status == "RUNNING"
+    terminate_task(started)
+    end(params, state=state)
+    ended = run_of(store, started)
+    assert ended.info.status == ("KILLED" if state == "RUNNING" else "FAILED")
+    assert (ended.data.tags["vitdc.failure"] == "terminated") == (state == "RUNNING")
+
+
+def terminate_task(record: str) -> None:
+    """Send SIGTERM to a task that records."""
+    before = signal.getsignal(signal.SIGTERM)
+    end_on_sigterm()
+    try:
+        with pytest.raises(SystemExit), tracking.resume_record(record):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "FAILED"])

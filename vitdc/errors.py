@@ -31,6 +31,11 @@ def _exit(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def is_sigterm(error: BaseException) -> bool:
+    """Whether an exception is what `end_on_sigterm` made of the signal."""
+    return isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+
+
 def one_line(error: object) -> str:
     """The message of a library's error without line breaks and without anyone's password."""
     return mask_credentials(" ".join(str(error).split()))

@@ -178,7 +178,7 @@ class RunRecord:
             case "describe":
                 self.describe(entry["text"])
             case "fail":
-                self.fail(entry["reason"])
+                self.fail(entry["reason"], status=entry.get("status", "FAILED"))
             case "file":
                 self._client.log_artifact(
                     self.run_id, str(folder / entry["file"]), entry["folder"] or None
@@ -322,8 +322,11 @@ class RunRecord:
             self._client.log_batch(self.run_id, tags=[RunTag(*each) for each in tags.items()])
 
     def fail(self, reason: str, *, status: str = "FAILED") -> None:
-        """Record that the run ended badly; a run that had been finished before stays so."""
-        if self._run.info.status != "RUNNING":
+        """Record that the run ended badly; a run that had been finished before stays so.
+
+        What was killed can have failed after all: a task whose pod was lost once too often.
+        """
+        if self._run.info.status not in ("RUNNING", "KILLED"):
             return
         self._client.set_tag(self.run_id, FAILURE_TAG, as_text(reason))
         self._client.set_terminated(self.run_id, status)

@@ -21,7 +21,7 @@ from vitdc.artifacts import (
     RoundRow,
 )
 from vitdc.config import Params
-from vitdc.errors import InputError, one_line
+from vitdc.errors import InputError, is_sigterm, one_line
 from vitdc.tracking import journal
 from vitdc.tracking.describing import dataset_fields, describe_result
 from vitdc.tracking.monitor import SystemMonitor
@@ -99,8 +99,8 @@ class Tracker(Watcher):
     def log_hash(self, name: str, directory: Path) -> None:
         """Record DVC's hash of the `dataset` or the `model`."""
 
-    def failed(self, reason: str) -> None:
-        """Record that the run ended badly."""
+    def failed(self, reason: str, *, status: str = "FAILED") -> None:
+        """Record that the run ended badly, as FAILED or KILLED."""
 
     def flush(self, patience: float | None = None) -> Waiting | None:
         """Wait until MLflow has what was told; return what is left when `patience` (s) is over."""
@@ -147,12 +147,15 @@ def reporting_to(tracker: Tracker, *, failures: bool = True) -> Iterator[Tracker
     """Close the tracker after the block, and tell it what ended the block early.
 
     Args:
-        failures: Whether that is to be told at all.
+        failures: Whether failures are to be told, too; SIGTERM is in any case. Where Kubernetes
+            ends a task, what would tell of it later may be ended as well.
     """
     try:
         yield tracker
     except BaseException as error:
-        if failures:
+        if is_sigterm(error):
+            tracker.failed("terminated", status="KILLED")
+        elif failures:
             tracker.failed(reason_of(error))
         raise
     finally:
@@ -311,9 +314,9 @@ class MlflowTracker(Tracker):
         except Exception as error:  # a DVC repository that is broken is not this run's business
             _logger.warning("DVC cannot say its hash of %s: %s", directory, one_line(error))
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, *, status: str = "FAILED") -> None:
         self._stop_monitor()
-        self._outbox.tell("fail", reason=reason)
+        self._outbox.tell("fail", reason=reason, status=status)
 
     def flush(self, patience: float | None = None) -> Waiting | None:
         return self._outbox.flush(patience) or None
