@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.cluster.pods import (
     describe_unscheduled,
     describe_waiting,
-    find_rooms,
+    find_capacities,
     find_shortage,
     requests,
     scheduler_message,
@@ -28,7 +28,7 @@ def recorded(name: str) -> Any:
 def test_a_missing_gpu_is_told() -> None:
     pod = recorded("pod-waiting-gpu")
     assert "Insufficient nvidia.com/gpu" in (scheduler_message(pod) or "")
-    assert describe_unscheduled(pod, find_rooms([NODE], [pod])) == "no node has nvidia.com/gpu"
+    assert describe_unscheduled(pod, find_capacities([NODE], [pod])) == "no node has nvidia.com/gpu"
     assert describe_unscheduled(pod, None) == (
         "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
     )
@@ -53,9 +53,9 @@ def test_room_is_what_running_pods_leave() -> None:
         "memory": 2.0**29,
     }
     pod["spec"]["nodeName"] = "node"
-    (room,) = find_rooms([NODE], [pod, {**pod, "status": {"phase": "Succeeded"}}])
-    assert float(room.free["cpu"]) == 1.75
-    assert find_shortage(asked, [room], {"zone": "a"}) is None
-    assert find_shortage(asked, [room], {"zone": "b"}) == "no node has the labels zone=b"
+    (capacity,) = find_capacities([NODE], [pod, {**pod, "status": {"phase": "Succeeded"}}])
+    assert float(capacity.free["cpu"]) == 1.75
+    assert find_shortage(asked, [capacity], {"zone": "a"}) is None
+    assert find_shortage(asked, [capacity], {"zone": "b"}) == "no node has the labels zone=b"
     cordoned = {**NODE, "spec": {"unschedulable": True}}
-    assert find_shortage(asked, find_rooms([cordoned], []), {}) == "no node takes pods"
+    assert find_shortage(asked, find_capacities([cordoned], []), {}) == "no node takes pods"

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from pipelines.cluster.connection import OLDEST_BACKEND, connect
 from pipelines.cluster.needs import Asked, Needs, find_needs
 from pipelines.cluster.pods import (
-    Room,
+    Capacity,
     describe,
     describe_unscheduled,
     describe_waiting,
-    find_rooms,
+    find_capacities,
     find_shortage,
     scheduler_message,
 )
@@ -55,7 +55,7 @@ class _Cluster:
     needs: Needs
     kubernetes: Kubernetes
     namespace: str
-    rooms: list[Room] = field(default_factory=list)
+    capacities: list[Capacity] = field(default_factory=list)
 
     def get(self, path: str) -> Any:
         """An object of the namespace; None if there is none."""
@@ -131,7 +131,7 @@ def _checks(cluster: _Cluster) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"PersistentVolumeClaim {name}", partial(_check_claim, cluster, name)
     yield "nodes", partial(_check_nodes, cluster)
     for asked in needs.asked:
-        if cluster.rooms:
+        if cluster.capacities:
             yield f"room for {', '.join(asked.components)}", partial(_check_room, cluster, asked)
 
 
@@ -180,18 +180,18 @@ def _named_by(cluster: _Cluster, name: str) -> str:
 
 
 def _check_nodes(cluster: _Cluster) -> str:
-    cluster.rooms = find_rooms(*cluster.kubernetes.nodes_and_pods())
+    cluster.capacities = find_capacities(*cluster.kubernetes.nodes_and_pods())
     gpu = cluster.config.gpu_resource
     names = ("cpu", "memory", gpu)
     free = [
-        ", ".join(describe(name, room.free[name]) for name in names if name in room.free)
-        for room in cluster.rooms
+        ", ".join(describe(name, node.free[name]) for name in names if name in node.free)
+        for node in cluster.capacities
     ]
     return f"free: {'; '.join(free)}" if free else "none takes pods"
 
 
 def _check_room(cluster: _Cluster, asked: Asked) -> str:
-    if shortage := find_shortage(asked.resources, cluster.rooms, asked.selector):
+    if shortage := find_shortage(asked.resources, cluster.capacities, asked.selector):
         raise InputError(f"{shortage}; free some, or ask less in kubernetes.resources")
     return ", ".join(describe(*amount) for amount in asked.resources.items())
 
@@ -277,7 +277,7 @@ def _await(cluster: _Cluster, path: str, *, poll: float = 1.0) -> None:
             raise InputError(f"the pod that tries them failed: {_last_words(cluster, pod)}")
         waits = describe_waiting(pod)
         if scheduler_message(pod):
-            waits = describe_unscheduled(pod, cluster.rooms or None)
+            waits = describe_unscheduled(pod, cluster.capacities or None)
         if waits and time.monotonic() > deadline - POD_SECONDS * 3 / 4:
             break
         time.sleep(poll)

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from pipelines.cluster.pods import (
     STARTING,
-    Room,
+    Capacity,
     describe_unscheduled,
     describe_waiting,
+    find_capacities,
     find_missing,
-    find_rooms,
     scheduler_message,
 )
 from vitdc import workflow
@@ -113,17 +113,17 @@ class Observer:
             return None
         if message := scheduler_message(pod):
             if self._unscheduled.get(uid, ("", ""))[0] != message:  # asks much of a large cluster
-                self._unscheduled[uid] = message, describe_unscheduled(pod, self._rooms())
+                self._unscheduled[uid] = message, describe_unscheduled(pod, self._capacities())
             return self._unscheduled[uid][1]
         if waits := describe_waiting(pod):
             return waits
         news = self._last_news(uid)
         return find_missing(pod, news) or news
 
-    def _rooms(self) -> list[Room] | None:
+    def _capacities(self) -> list[Capacity] | None:
         assert self._kubernetes
         try:
-            return find_rooms(*self._kubernetes.nodes_and_pods())
+            return find_capacities(*self._kubernetes.nodes_and_pods())
         except ReadError:
             return None  # most users may read their own namespace only
 

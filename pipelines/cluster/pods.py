@@ -1,4 +1,4 @@
-"""What a pod waits for, and what room the nodes of a cluster have for it."""
+"""What a pod waits for, and what the nodes of a cluster have for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Resources = Mapping[str, Decimal]
 """Amounts by the names that Kubernetes has for resources."""
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """What a node has."""
 
     labels: Mapping[str, str]
@@ -39,18 +39,18 @@ def scheduler_message(pod: Object) -> str | None:
     return None
 
 
-def describe_unscheduled(pod: Object, rooms: Sequence[Room] | None) -> str:
+def describe_unscheduled(pod: Object, capacities: Sequence[Capacity] | None) -> str:
     """Why no node takes a pod.
 
     Args:
         pod: A pod for which `scheduler_message` has something.
-        rooms: The nodes; None where they may not be read.
+        capacities: The nodes; None where they may not be read.
     """
     message = scheduler_message(pod) or ""
     shortage = None
-    if rooms is not None:
+    if capacities is not None:
         spec = pod["spec"]
-        shortage = find_shortage(requests(spec), rooms, spec.get("nodeSelector", {}))
+        shortage = find_shortage(requests(spec), capacities, spec.get("nodeSelector", {}))
     without_preemption = message.partition(" no new claims")[0].partition(" preemption:")[0]
     return find_missing(pod, message) or shortage or without_preemption
 
@@ -94,7 +94,7 @@ def references(spec: Object) -> Iterator[tuple[str, str]]:
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
 
 
-# --- room ----------------------------------------------------------------------------------------
+# --- capacity ------------------------------------------------------------------------------------
 
 
 def requests(spec: Object) -> Resources:
@@ -109,42 +109,42 @@ def requests(spec: Object) -> Resources:
     return asked
 
 
-def find_rooms(nodes: Iterable[Object], pods: Iterable[Object]) -> list[Room]:
-    """The room of all nodes that take pods, beside the pods that they have."""
+def find_capacities(nodes: Iterable[Object], pods: Iterable[Object]) -> list[Capacity]:
+    """Of all nodes that take pods, beside the pods that they have."""
     taken: dict[str, dict[str, Decimal]] = {}
     for pod in pods:
         if pod["status"].get("phase") not in _FINISHED:
             on_node = taken.setdefault(pod["spec"].get("nodeName", ""), {})
             for name, amount in requests(pod["spec"]).items():
                 on_node[name] = on_node.get(name, Decimal(0)) + amount
-    rooms = []
+    capacities = []
     for node in nodes:
         if not node["spec"].get("unschedulable"):
             total = _amounts(node["status"]["allocatable"])
             used = taken.get(node["metadata"]["name"], {})
             free = {name: amount - used.get(name, Decimal(0)) for name, amount in total.items()}
-            rooms.append(Room(node["metadata"].get("labels", {}), total, free))
-    return rooms
+            capacities.append(Capacity(node["metadata"].get("labels", {}), total, free))
+    return capacities
 
 
 def find_shortage(
-    asked: Resources, rooms: Iterable[Room], selector: Mapping[str, str]
+    asked: Resources, capacities: Iterable[Capacity], selector: Mapping[str, str]
 ) -> str | None:
     """What none of the nodes has enough of; None if there is no such resource.
 
     Args:
         asked: By one pod.
-        rooms: The nodes.
+        capacities: The nodes.
         selector: Labels that the node must have.
     """
-    rooms = [room for room in rooms if room.labels.items() >= selector.items()]
-    if not rooms:
+    nodes = [node for node in capacities if node.labels.items() >= selector.items()]
+    if not nodes:
         labels = ", ".join(f"{key}={value}" for key, value in selector.items())
         return f"no node has the labels {labels}" if labels else "no node takes pods"
     for name, amount in asked.items():
         largest, left = (
             max(part.get(name, Decimal(0)) for part in parts)
-            for parts in ([room.total for room in rooms], [room.free for room in rooms])
+            for parts in ([node.total for node in nodes], [node.free for node in nodes])
         )
         if not largest and amount:
             return f"no node has {name}"
