@@ -72,9 +72,7 @@ def start_record(
     with open_store(retries=RETRIES) as client:
         experiment_id = find_experiment(client, params.tracking.experiment)
         record = RunRecord.open(client, experiment_id=experiment_id, description=about)
-        record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
-        _link(client, record)
-    return f"{record.run_id}/{pipeline_run_id}"
+        return _fill(client, record, pipeline_run_id)
 
 
 def continue_record(
@@ -109,9 +107,14 @@ def continue_record(
             raise InputError(f"{problem}: it did not run out of room ({ended})")
         _check_parameters(problem, params, run.data.params)
         record = RunRecord.resume(client, str(run.info.run_id))
-        record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
-        _link(client, record)
-        return f"{record.run_id}/{pipeline_run_id}", json.loads(run.data.tags[REST_TAG])
+        return _fill(client, record, pipeline_run_id), json.loads(run.data.tags[REST_TAG])
+
+
+def _fill(client: MlflowClient, record: RunRecord, pipeline_run_id: str) -> str:
+    """Note that a pipeline run fills the record; gives what `resume_record` needs."""
+    record.tag({PIPELINE_RUN_TAG: pipeline_run_id, _state_tag(pipeline_run_id): GOING_ON})
+    _link(client, record)
+    return f"{record.run_id}/{pipeline_run_id}"
 
 
 def _check_parameters(problem: str, params: Params, recorded: Mapping[str, str]) -> None:
