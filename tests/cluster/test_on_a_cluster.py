@@ -144,7 +144,9 @@ def test_a_pipeline_ends_after_the_rounds_it_may_have(
     record = run.record(mlflow)
     assert record.info.status == "FINISHED"
     assert record.data.metrics[f"{RESULT}rounds"] == rounds
-    assert record.data.tags["vitdc.stop_reason"] == "max-rounds"
+    # after two rounds of so little training the loss may have risen, which stops the rounds, too
+    reasons = ("max-rounds",) if rounds == 1 else ("max-rounds", "converged", "loss-rose")
+    assert record.data.tags["vitdc.stop_reason"] in reasons
     counted = Counter(map(component_of, run.pods()))
     assert counted["check"] == rounds
     assert counted["evaluate"] == counted["end_record"] == 1
