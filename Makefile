@@ -50,8 +50,8 @@ ui: setup  ## open the recorded runs in MLflow's web page, on this machine only
 				--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; \
 	esac
 
-test: setup  ## all tests that need nothing but this environment
-	OMP_WAIT_POLICY=PASSIVE pytest
+test: setup  ## all tests that need nothing but this environment, up to 4 at a time
+	OMP_WAIT_POLICY=PASSIVE pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-services: setup  ## MLflow on PostgreSQL and S3, used by processes and a browser (Debian's postgresql, chromium)
 	OMP_WAIT_POLICY=PASSIVE pytest -m services tests/services
