@@ -27,7 +27,7 @@ def build(*, image_shape: tuple[int, int, int] = (8, 8, 1), **values: Any) -> De
         model = build_model(
             config,
             image_shape=image_shape,
-            num_classes=3,
+            num_outputs=3,
             mean=(0.4,) * channels,
             std=(0.2,) * channels,
         )
@@ -179,7 +179,7 @@ def test_position_embeddings_of_another_image_size_are_interpolated(weights: Pat
 
 def test_weights_of_another_number_of_classes_keep_a_fresh_head(weights: Path) -> None:
     config = ModelConfig(**{**MODEL.model_dump(), "pretrained": str(weights)})
-    model = build_model(config, image_shape=(16, 16, 1), num_classes=7, mean=(0.4,), std=(0.2,))
+    model = build_model(config, image_shape=(16, 16, 1), num_outputs=7, mean=(0.4,), std=(0.2,))
     assert model.vit.head.weight.shape == (7, 16)
 
 

@@ -89,8 +89,8 @@ def pretrain(
         watcher: Hears of batches and epochs.
     """
     from vitdc.model import build_model
+    from vitdc.objectives import Joint, Supervised
     from vitdc.seeding import seeded
-    from vitdc.training import TrainingData
 
     images = Dataset.load(dataset)
     _require_labels(images, "pretraining", needed=pretraining.epochs > 0)
@@ -98,7 +98,7 @@ def pretrain(
         vit = build_model(
             model,
             image_shape=images.image_shape,
-            num_classes=len(images.class_names),
+            num_outputs=len(images.class_names),
             mean=images.mean,
             std=images.std,
         )
@@ -114,7 +114,8 @@ def pretrain(
     )
     return _train(
         vit,
-        TrainingData(images.train.images, images.train.labels, len(images.class_names)),
+        images.train.images,
+        Joint(Supervised(images.train.labels, pretraining)),
         pretraining,
         description=description,
         compute=compute,
@@ -155,7 +156,8 @@ def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Pa
             out = SplitEmbeddings.create(writer, name, len(split), vit.embedding_dim)
             embed_split(
                 vit,
-                split,
+                split.images,
+                split.labels,
                 out,
                 device=device,
                 batch_size=compute.embedding_batch_size,
@@ -295,7 +297,7 @@ def retrain(
         watcher: Hears of batches and epochs.
     """
     from vitdc.model import load_model
-    from vitdc.training import Anchors, TrainingData
+    from vitdc.objectives import Anchors, Joint, Supervised
 
     images, trained = Dataset.load(dataset), Checkpoint.load(checkpoint)
     _check_fit(images, trained, dataset, checkpoint)
@@ -310,7 +312,8 @@ def retrain(
     inputs = [dataset, checkpoint, clustering]
     return _train(
         load_model(trained),
-        TrainingData(images.train.images, images.train.labels, len(images.class_names), anchors),
+        images.train.images,
+        Joint(Supervised(images.train.labels, joint), anchors),
         joint,
         description=description,
         compute=compute,
@@ -477,7 +480,8 @@ STEPS = (prepare, pretrain, embed, cluster, retrain, check, evaluate)
 
 def _train(
     vit: Any,
-    data: Any,
+    images: Any,
+    objective: Any,
     config: TrainingConfig,
     *,
     description: Checkpoint,
@@ -499,7 +503,8 @@ def _train(
     ):
         history = train(
             vit,
-            data,
+            images,
+            objective,
             config,
             compute=compute,
             seed=seed,

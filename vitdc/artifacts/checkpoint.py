@@ -89,7 +89,7 @@ class TrainingState(NamedTuple):
     """The state of a training after an epoch, kept in scratch. Payload: state.safetensors.
 
     Attributes:
-        weights: The model's state dict.
+        weights: State dict of all that is trained.
         moments: The optimizer's state: name -> tensor, per parameter index.
         history: A row per finished epoch.
     """

@@ -1,0 +1,14 @@
+"""What a training optimises: an objective, and the clustering term of eq. 8 that joins any of them.
+
+base             the interface: views of a batch, loss by parts, what is trained beside the model
+supervised       cross-entropy with a target per image, a label or a pseudo-label
+joint            the objective's loss + gamma * the clustering loss
+
+An objective takes arrays, tensors and configuration; it knows no path and saves nothing.
+"""
+
+from vitdc.objectives.base import Objective, Views
+from vitdc.objectives.joint import Anchors, Joint
+from vitdc.objectives.supervised import Supervised
+
+__all__ = ["Anchors", "Joint", "Objective", "Supervised", "Views"]
