@@ -460,6 +460,11 @@ class GivenSource:
         return self.target.shape
 
     @property
+    def train_labels(self) -> np.ndarray | None:
+        codes, rows = self.parts["train"].codes, self.parts["train"].rows
+        return codes if codes is None or rows is None else codes[rows]
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Final when the images have been streamed."""
         if self.classes is not None:
