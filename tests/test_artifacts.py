@@ -52,10 +52,13 @@ def save_checkpoint(path: Path) -> Path:
         model={"name": "toy"},
         image_shape=(8, 8, 1),
         class_names=("a", "b"),
+        num_outputs=3,
+        supervision="partial",
         mean=(0.5,),
         std=(0.25,),
         history=[{"epoch": 1, "loss": 0.5}],
         path=path,
+        targets=np.array([0, -1, 2]),
     )
     description.save(path, {"w": torch.arange(6.0).reshape(2, 3).T}, MADE_BY)
     return path

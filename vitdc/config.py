@@ -217,7 +217,18 @@ class TrainingConfig(Section):
 
 
 class PretrainingConfig(TrainingConfig):
-    """The initial training with cross-entropy (eq. 5)."""
+    """The initial training: cross-entropy on labels (eq. 5), or self-supervision without any."""
+
+    objective: Literal["auto", "supervised", "simclr", "vicreg"] = "auto"
+    """`supervised` is cross-entropy on the labels. `simclr` and `vicreg` train on no label: two
+    augmented views of an image are to agree. `auto` is supervised where labels may be trained on;
+    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones. Views are
+    drawn with flip, shift, rotate, zoom and jitter; if all are 0, with shift 0.1, rotate 10, zoom
+    0.2 and jitter 0.2. Label smoothing, mixup and cutmix are for targets only."""
+    temperature: PositiveFloat = 0.5
+    """Of SimCLR's loss; lower tells near images apart more strongly."""
+    projector_dim: PositiveInt = 128
+    """Width of the projector between the embedding and a self-supervised loss."""
 
 
 class JointConfig(TrainingConfig):
@@ -225,6 +236,9 @@ class JointConfig(TrainingConfig):
 
     gamma: NonNegativeFloat = 0.1
     """Weight of the clustering loss; 0 is the control without it."""
+    confident: Share = 0.5
+    """Share of a cluster's images without a label that are trained to be in it, those nearest to
+    its centroid; the others are only pulled towards it (gamma)."""
 
 
 class ClusteringConfig(Section):

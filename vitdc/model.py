@@ -25,7 +25,12 @@ from torch.nn import functional
 from vitdc.artifacts import Checkpoint
 from vitdc.config import ModelConfig
 from vitdc.errors import InputError
-from vitdc.quick_timm import VisionTransformer, checkpoint_filter_fn, timm
+from vitdc.quick_timm import (
+    VisionTransformer,
+    checkpoint_filter_fn,
+    init_weights_vit_timm,
+    timm,
+)
 
 
 class Output(NamedTuple):
@@ -71,6 +76,12 @@ class DeepClusteringViT(nn.Module):
     def num_outputs(self) -> int:
         """Outputs of the head; 0 without one."""
         return int(self.vit.num_classes)
+
+    def set_num_outputs(self, num_outputs: int) -> None:
+        """Replace a head of another width by a fresh one, drawn from torch's global generator."""
+        if num_outputs != self.num_outputs:
+            self.vit.reset_classifier(num_outputs)
+            init_weights_vit_timm(self.vit.head)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the optimizer must not decay, biases and norms aside."""
@@ -166,7 +177,7 @@ def load_model(
         model = build_model(
             config,
             image_shape=checkpoint.image_shape,
-            num_outputs=len(checkpoint.class_names),
+            num_outputs=checkpoint.num_outputs,
             mean=checkpoint.mean,
             std=checkpoint.std,
         )

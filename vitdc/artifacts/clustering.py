@@ -57,7 +57,8 @@ class SplitClustering:
     """Clusters of one split.
 
     Attributes:
-        assignment: (N,) int64: cluster of every image, the one with the nearest centroid.
+        assignment: (N,) int64: cluster of every image, the one with the nearest centroid; of a
+            training image whose class is a cluster (partial labels), that cluster.
         distance: (N,) float32: Euclidean distance of z to that centroid.
         atypicality: (N,) float32: see `vitdc.typicality`; of training images with each left out.
     """
