@@ -471,7 +471,10 @@ class OfTables(DeepClustering):
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:  # type: ignore[override]  # noqa: N803
-        X, y = validate_data(self, X, y)  # noqa: N806
+        if y is None:
+            X = validate_data(self, X)  # noqa: N806
+        else:
+            X, y = validate_data(self, X, y)  # noqa: N806
         self._low, self._high = X.min(), X.max()
         return super().fit(self._pictures(X), y)
 

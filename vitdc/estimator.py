@@ -485,7 +485,6 @@ class DeepClustering(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
 

@@ -99,7 +99,7 @@ def _head_accuracy(dataset: Dataset, embeddings: Embeddings, split: str) -> floa
     """None where no label is known, and where the head gives clusters: none was trained on."""
     if dataset.supervision == "none":
         return None
-    return metrics.accuracy(dataset.split(split).labels, embeddings.split(split).predicted)
+    return metrics.accuracy(dataset.scoring_labels(split), embeddings.split(split).predicted)
 
 
 def score_pixels(
@@ -126,7 +126,7 @@ def score_pixels(
     config = config.model_copy(update={"max_points_per_centroid": max(1, limit)})
     centroids = kmeans(flat["train"], config, seed=seed).centroids
     return {
-        name: metrics.score_split(dataset.split(name).labels, assign(pixels, centroids)[0])
+        name: metrics.score_split(dataset.scoring_labels(name), assign(pixels, centroids)[0])
         for name, pixels in flat.items()
     }
 

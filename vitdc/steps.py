@@ -279,11 +279,8 @@ def cluster(
             num_samples=clustering.silhouette_samples,
             seed=derive_seed(seed, "silhouette"),
         )
-    labels = {name: images.split(name).labels for name in artifacts.SPLITS}
-    if own is not None:
-        labels["train"] = np.where(own < 0, labels["train"], -1)
     scores = ClusteringScores(
-        **{name: metrics.score_split(labels[name], splits[name].assignment) for name in splits},
+        **{n: metrics.score_split(images.scoring_labels(n), splits[n].assignment) for n in splits},
         silhouette=silhouette,
         changed=float((train.assignment != before.train.assignment).mean()) if before else None,
         inertia=float(np.square(train.distance, dtype=np.float64).mean()),

@@ -114,6 +114,15 @@ class Dataset:
         """(N,) int64 labels of the training images, -1 where they may not be trained on."""
         return np.where(self.known, self.train.labels, -1)
 
+    def scoring_labels(self, name: str) -> np.ndarray:
+        """(N,) int64 labels of a split that score its clusters, -1 for those that must not.
+
+        Partial labels do not: the clusters were made from them.
+        """
+        if name == "train" and self.supervision == "partial":
+            return np.where(self.known, -1, self.train.labels)
+        return self.split(name).labels
+
     def split(self, name: str) -> Split:
         return {"train": self.train, "test": self.test}[name]
 

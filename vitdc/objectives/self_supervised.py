@@ -80,10 +80,12 @@ def projector(embedding_dim: int, width: int) -> nn.Sequential:
 
 def _loss(name: Name, config: PretrainingConfig) -> Callable[[Tensor, Tensor], Tensor]:
     # imported here, because only this objective needs it
-    from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss, VICRegLoss
+    from pytorch_metric_learning.losses import SelfSupervisedLoss, SupConLoss, VICRegLoss
 
     if name == "simclr":
-        return SelfSupervisedLoss(NTXentLoss(config.temperature))  # type: ignore[no-any-return]
+        # With one positive per view SupConLoss is NT-Xent, in B^2 steps. The library's NTXentLoss
+        # takes B^3: 0.6 s against 4 ms for 128 images.
+        return SelfSupervisedLoss(SupConLoss(config.temperature))  # type: ignore[no-any-return]
     vicreg = VICRegLoss()
     return lambda one, other: vicreg(one, ref_emb=other)
 
