@@ -28,7 +28,8 @@ def embed_split(
     Args:
         model: In evaluation mode, on `device`.
         images: (N, H, W, C) uint8, may be memory-mapped.
-        targets: (N,) int64: the output of the head that the cross-entropy is against, -1 for none.
+        targets: (N,) int64, may be memory-mapped: the output of the head that the cross-entropy is
+            against, -1 for none.
         out: Arrays of N rows, e.g. memory maps; without a target the cross-entropy is NaN, and
             without a head the predicted output is -1.
         device: Where the model is.
@@ -48,7 +49,7 @@ def embed_split(
                     f"{description}: the model gives numbers that are not finite; train it again,"
                     " e.g. with a lower learning_rate"
                 )
-            own = torch.from_numpy(targets[rows]).to(device)
+            own = torch.from_numpy(np.array(targets[rows])).to(device)
             out.embedding[rows] = output.embedding.cpu().numpy()
             out.cross_entropy[rows] = cross_entropy_per_image(output.logits, own).cpu().numpy()
             has_head = output.logits.shape[1] > 0

@@ -236,7 +236,7 @@ def cluster(
     if before and previous:
         _check_same_images(images, dataset, before, previous)
         _check_num_clusters(before, previous, clustering)
-    _check_num_classes(images, clustering.num_clusters, "clustering.num_clusters")
+    _check_num_classes(images, clustering)
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
@@ -613,13 +613,13 @@ def _targets(images: Dataset, trained: Checkpoint, split: str) -> np.ndarray:
     return images.test.labels if trained.supervision != "none" else np.full(len(images.test), -1)
 
 
-def _check_num_classes(images: Dataset, num_clusters: int, where: str) -> None:
+def _check_num_classes(images: Dataset, clustering: ClusteringConfig) -> None:
     """Where labels are partial, every class has a cluster of its own."""
-    if images.supervision == "partial" and num_clusters < len(images.class_names):
+    if images.supervision == "partial" and clustering.num_clusters < len(images.class_names):
         raise InputError(
-            f"{where}: {num_clusters} clusters, but the labels, which are partial, name"
-            f" {len(images.class_names)} classes, and each has a cluster of its own; take"
-            f" {len(images.class_names)} or more, or data.labels=none"
+            f"clustering.num_clusters: {clustering.num_clusters} clusters, but the labels, which"
+            f" are partial, name {len(images.class_names)} classes, and each has a cluster of its"
+            f" own; take {len(images.class_names)} or more, or data.labels=none"
         )
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-import numpy as np
-
 from vitdc.artifacts.dataset import Supervision
 from vitdc.artifacts.storage import read_array, read_metadata, writing
 from vitdc.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -36,8 +35,8 @@ class Checkpoint:
         history: A row per epoch of the training that led here, e.g. {"epoch", "loss",
             "cross_entropy", "clustering_loss", "learning_rate"}; parts as of the objective.
         path: Where the weights lie.
-        targets: (N,) int64 output of the head that every training image was trained to give, -1
-            for none; None where these are the labels that may be trained on.
+        targets: (N,) int64, memory-mapped: output of the head that every training image was trained
+            to give, -1 for none; None where these are the labels that may be trained on.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -71,7 +70,7 @@ class Checkpoint:
             std=tuple(metadata["std"]),
             history=metadata["history"],
             path=path,
-            targets=np.array(read_array(targets)) if targets.exists() else None,
+            targets=read_array(targets) if targets.exists() else None,
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
