@@ -258,7 +258,7 @@ def test_scores_are_none_where_no_label_is_known(
 ) -> None:
     given = {**arguments("cluster", toy_run), "dataset": unlabelled}
     found = steps.cluster(**given, output=tmp_path / "clustering")
-    assert found.scores.train == (None, None, None)
+    assert found.scores.train == (None, None, None, 0)
     assert found.scores.test.nmi is not None
 
 

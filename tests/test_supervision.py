@@ -119,6 +119,7 @@ def test_only_labels_that_were_not_given_score(run: ToyRun) -> None:
     assert (dataset.scoring_labels("test") >= 0).all()
     metrics = Evaluation.load(run.results).metrics
     assert all(metrics[split]["nmi"] is not None for split in SPLITS)
+    assert metrics["train"]["images"] == 42 - dataset.known.sum()
     assert (metrics["head_accuracy"]["test"] is None) == (dataset.supervision == "none")
 
 
@@ -202,5 +203,5 @@ def test_vitdc_run_goes_from_a_flat_folder_to_a_report(
     Path("params.yaml").write_text(yaml.safe_dump(params))
     assert vitdc("run", "--output", "run") == 0
     metrics = Evaluation.load(Path("run/results")).metrics
-    assert metrics["test"] == {"nmi": None, "ari": None, "acc": None}
+    assert metrics["test"] == {"nmi": None, "ari": None, "acc": None, "images": 0}
     assert Path("run/results/report.html").exists()

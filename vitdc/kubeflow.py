@@ -411,7 +411,7 @@ def _(checkpoint: Checkpoint) -> dict[str, float | None]:
 def _(clustering: Clustering) -> dict[str, float | None]:
     found = clustering.scores
     splits = {"train": found.train, "test": found.test}
-    scores = {f"{key}_{s}": v for s, of in splits.items() for key, v in of._asdict().items()}
+    scores = {f"{key}_{s}": v for s, of in splits.items() for key, v in of.scores().items()}
     return {**scores, "silhouette": found.silhouette, "changed": found.changed}
 
 
