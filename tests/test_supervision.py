@@ -12,6 +12,7 @@ import pytest
 import torch
 import toys
 import yaml
+from safetensors.torch import save_file
 from torch.nn import functional
 from toys import COMPUTE, ToyRun, contents
 
@@ -27,7 +28,8 @@ from vitdc.artifacts import (
     Supervision,
 )
 from vitdc.errors import InputError
-from vitdc.model import load_model
+from vitdc.model import build_model, load_model
+from vitdc.seeding import seeded
 
 NUM_CLUSTERS = 4  # one more than there are classes
 
@@ -147,6 +149,33 @@ def test_the_way_that_is_taken_is_logged_with_its_reason(
     assert said in caplog.text
     supervision: Supervision = Dataset.load(found.dataset).supervision
     assert Checkpoint.load(found.paths(1).checkpoint).supervision == supervision
+
+
+def test_without_labels_pretrained_weights_are_kept_as_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = toys.write_toy_dataset(tmp_path / "dataset", num_known=0)
+    with seeded(1):
+        vit = build_model(
+            toys.MODEL, image_shape=(8, 8, 1), num_outputs=0, mean=(0.25,), std=(0.3,)
+        ).vit
+    save_file(vit.state_dict(), tmp_path / "weights.safetensors")
+    with caplog.at_level(logging.INFO, logger="vitdc"):
+        found = steps.pretrain(
+            dataset=dataset,
+            model=toys.MODEL.model_copy(
+                update={"pretrained": str(tmp_path / "weights.safetensors")}
+            ),
+            pretraining=toys.PRETRAINING,
+            compute=COMPUTE,
+            seed=0,
+            output=tmp_path / "pretrained",
+        )
+    assert "pretrain: nothing to do, because no label may be trained on, and the" in caplog.text
+    assert found.history == []
+    weights = found.weights()
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(weights[f"vit.{name}"], tensor)
 
 
 def test_partial_labels_need_a_cluster_for_every_class(tmp_path: Path) -> None:
