@@ -12,7 +12,7 @@ def embed(
     settings: dict,
     embeddings: dsl.Output[dsl.Dataset],
 ):
-    """Embed every image of both splits, with its cross-entropy and predicted class."""
+    """Embed every image of both splits, with its cross-entropy and what the head predicts."""
     from pathlib import Path
 
     from vitdc import kubeflow, steps

@@ -12,7 +12,7 @@ def pretrain(
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Train the ViT on the labels (eq. 1-5); the result is round 0."""
+    """Train the ViT, on labels (eq. 1-5) or on none; the result is round 0."""
     from pathlib import Path
 
     from vitdc import kubeflow, steps

@@ -52,10 +52,13 @@ def save_checkpoint(path: Path) -> Path:
         model={"name": "toy"},
         image_shape=(8, 8, 1),
         class_names=("a", "b"),
+        num_outputs=3,
+        supervision="partial",
         mean=(0.5,),
         std=(0.25,),
         history=[{"epoch": 1, "loss": 0.5}],
         path=path,
+        targets=np.array([0, -1, 2]),
     )
     description.save(path, {"w": torch.arange(6.0).reshape(2, 3).T}, MADE_BY)
     return path
@@ -72,7 +75,7 @@ def save_clustering(path: Path) -> Path:
         train=split(4),
         test=split(0),
         scores=ClusteringScores(
-            train=SplitScores(0.5, 0.25, 0.75),
+            train=SplitScores(0.5, 0.25, 0.75, images=4),
             test=SplitScores(None, None, None),
             silhouette=None,
             changed=0.125,
@@ -181,7 +184,7 @@ def test_embeddings_keep_nan_for_unknown_labels_and_an_empty_test_split(
 
 def test_clustering_round_trip(tmp_path: Path) -> None:
     clustering = Clustering.load(save_clustering(tmp_path / "k"))
-    assert clustering.scores.train == SplitScores(0.5, 0.25, 0.75)
+    assert clustering.scores.train == SplitScores(0.5, 0.25, 0.75, images=4)
     assert clustering.scores.test == SplitScores(None, None, None)
     assert clustering.train.assignment.tolist() == [0, 1, 0, 1]
     assert clustering.test.assignment.shape == (0,)

@@ -262,7 +262,7 @@ def test_a_failure_while_running_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     not_a_number = lambda images, config: images * float("nan")  # noqa: E731
-    monkeypatch.setattr("vitdc.training.augment", not_a_number)
+    monkeypatch.setattr("vitdc.objectives.supervised.augment", not_a_number)
     assert vitdc("pretrain", "--dataset", toy_dataset, "--output", "out") == 1
     assert "the loss is not finite in round 0, epoch 1, step 1" in refused(capsys)
     assert not Path("out").exists()

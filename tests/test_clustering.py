@@ -207,3 +207,74 @@ def test_matching_undoes_any_renaming() -> None:
         restored = relabel(shuffled, ids)
         np.testing.assert_array_equal(restored.assignment, found.assignment)
         np.testing.assert_array_equal(restored.centroids, found.centroids)
+
+
+# --- points with a cluster of their own --------------------------------------------------------
+
+
+def reference_lloyd(
+    points: np.ndarray, own: np.ndarray, centroids: np.ndarray, *, num_iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Semi-supervised Lloyd iterations point by point, in float64."""
+    points, centroids = points.astype(np.float64), centroids.astype(np.float64)
+
+    def assigned() -> np.ndarray:
+        nearest = [int(((point - centroids) ** 2).sum(axis=1).argmin()) for point in points]
+        return np.array([n if o < 0 else o for n, o in zip(nearest, own, strict=True)])
+
+    for _ in range(num_iterations):
+        assignment = assigned()
+        for cluster in set(assignment.tolist()):
+            centroids[cluster] = points[assignment == cluster].mean(axis=0)
+    return centroids, assigned()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), num_known=st.integers(1, 20), num_clusters=st.integers(3, 6))
+def test_seeded_iterations_are_those_of_a_loop_over_the_points(
+    seed: int, num_known: int, num_clusters: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    points = generator.normal(size=(40, 3)).astype(np.float32)
+    own = np.full(40, -1)
+    own[:num_known] = np.arange(num_known) % 3
+    start = generator.normal(size=(num_clusters, 3)).astype(np.float32)
+    found = clustering._seeded_lloyd(points, own, start, 8)
+    centroids, assignment = reference_lloyd(points, own, start, num_iterations=8)
+    np.testing.assert_allclose(found, centroids, atol=1e-4)
+    np.testing.assert_array_equal(assign(points, found, own=own)[0], assignment)
+
+
+@pytest.mark.parametrize("limit", [None, 8])
+def test_known_points_name_their_clusters_and_a_new_one_is_found(limit: int | None) -> None:
+    points, labels = blobs()
+    own = np.full(len(labels), -1)
+    for label in (0, 1):  # nothing is known of the third blob
+        own[np.flatnonzero(labels == label)[:4]] = label
+    found = kmeans(points, config(max_points_per_centroid=limit), seed=0, own=own)
+    np.testing.assert_array_equal(found.assignment, labels)
+
+
+def test_known_points_stay_wherever_they_lie() -> None:
+    points, labels = blobs()
+    own = np.where(np.arange(len(labels)) < 6, (labels + 1) % 3, -1)  # on purpose the wrong ones
+    found = kmeans(points, config(4), seed=0, own=own)
+    np.testing.assert_array_equal(found.assignment[:6], own[:6])
+    nearest, distance = assign(points, found.centroids)
+    np.testing.assert_array_equal(found.assignment[6:], nearest[6:])
+    assert (assign(points, found.centroids, own=own)[1] >= distance).all()
+
+
+def test_seeded_clusters_start_from_those_of_the_round_before() -> None:
+    points, labels = blobs()
+    own = np.where(np.arange(len(labels)) < 6, labels, -1)
+    before = kmeans(points, config(5), seed=0, own=own)
+    after = kmeans(points, config(5), seed=1, own=own, initial=before.centroids)
+    np.testing.assert_array_equal(after.assignment, before.assignment)
+
+
+def test_equal_points_are_seeded_too() -> None:
+    own = np.array([0, 1, -1, -1, -1])
+    found = kmeans(np.ones((5, 2), np.float32), config(4), seed=0, own=own)
+    assert found.assignment[:2].tolist() == [0, 1]
+    assert np.isfinite(found.centroids).all()

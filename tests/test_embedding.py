@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import MODEL, toy_images
 
-from vitdc.artifacts import Split, SplitEmbeddings
+from vitdc.artifacts import SplitEmbeddings
 from vitdc.embedding import embed_split
 from vitdc.errors import TrainingError
 from vitdc.model import DeepClusteringViT, build_model
@@ -23,7 +23,7 @@ def model() -> DeepClusteringViT:
         return build_model(
             MODEL.model_copy(update={"drop_path": 0.5}),
             image_shape=(8, 8, 1),
-            num_classes=3,
+            num_outputs=3,
             mean=(0.4,),
             std=(0.2,),
         ).eval()
@@ -43,7 +43,7 @@ def test_batches_give_what_one_forward_pass_gives(
 ) -> None:
     images = toy_images(np.abs(LABELS))
     out = empty(len(LABELS))
-    embed_split(model, Split(images, LABELS), out, device=CPU, batch_size=batch_size)
+    embed_split(model, images, LABELS, out, device=CPU, batch_size=batch_size)
 
     with torch.no_grad():
         embedding, logits = model(torch.from_numpy(images / 255).permute(0, 3, 1, 2).float())
@@ -57,13 +57,29 @@ def test_batches_give_what_one_forward_pass_gives(
 
 
 def test_an_empty_split_is_passed_over(model: DeepClusteringViT) -> None:
-    split = Split(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64))
-    embed_split(model, split, empty(0), device=CPU, batch_size=4)
+    images, targets = np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64)
+    embed_split(model, images, targets, empty(0), device=CPU, batch_size=4)
+
+
+def test_without_a_head_there_is_neither_cross_entropy_nor_prediction() -> None:
+    headless = build_model(MODEL, image_shape=(8, 8, 1), num_outputs=0, mean=(0.4,), std=(0.2,))
+    images, out = toy_images(np.abs(LABELS)), empty(len(LABELS))
+    embed_split(headless.eval(), images, LABELS, out, device=CPU, batch_size=4)
+    assert np.isfinite(out.embedding).all()
+    assert np.isnan(out.cross_entropy).all()
+    assert (out.predicted == -1).all()
 
 
 def test_a_model_that_gives_nan_stops_the_pass(model: DeepClusteringViT) -> None:
     with torch.no_grad():
         model.vit.head.weight[1] = torch.nan
-    split = Split(toy_images(np.abs(LABELS)), LABELS)
     with pytest.raises(TrainingError, match="embed test: the model gives numbers"):
-        embed_split(model, split, empty(7), device=CPU, batch_size=4, description="embed test")
+        embed_split(
+            model,
+            toy_images(np.abs(LABELS)),
+            LABELS,
+            empty(7),
+            device=CPU,
+            batch_size=4,
+            description="embed test",
+        )

@@ -459,7 +459,6 @@ def test_what_is_not_fitted_says_so(method: str) -> None:
 
 
 NOT_APPLICABLE = {
-    "check_clustering": "fits without labels, which this method needs",
     "check_fit2d_1sample": "one image cannot make two clusters, and that is what the error says",
     "check_array_api_input": "needs SCIPY_ARRAY_API in the environment",
 }
@@ -472,7 +471,10 @@ class OfTables(DeepClustering):
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:  # type: ignore[override]  # noqa: N803
-        X, y = validate_data(self, X, y)  # noqa: N806
+        if y is None:
+            X = validate_data(self, X)  # noqa: N806
+        else:
+            X, y = validate_data(self, X, y)  # noqa: N806
         self._low, self._high = X.min(), X.max()
         return super().fit(self._pictures(X), y)
 
@@ -717,8 +719,6 @@ def test_what_are_no_images_is_refused(name: str, fitted: DeepClustering) -> Non
 
 
 WRONG_LABELS = {
-    "none": (None, "labels: needed, because the ViT is trained on them"),
-    "all unknown": (np.full(42, -1), "of all training images the class is unknown"),
     "too few": (LABELS[:-1], "41 for 42 images"),
     "two columns": (np.stack([LABELS, LABELS], axis=1), r"of shape \(42, 2\)"),
     "fractions": (LABELS + 0.5, "0.5 is no label"),
@@ -735,6 +735,21 @@ def test_what_are_no_labels_is_refused(name: str) -> None:
     refused(message, lambda: quick().fit(IMAGES, labels))
 
 
+@pytest.mark.parametrize("labels", [None, np.full(42, -1)], ids=["none", "unknown"])
+def test_images_without_labels_are_clustered(labels: np.ndarray | None) -> None:
+    model = quick().fit(IMAGES, labels)
+    assert set(model.labels_) <= {0, 1, 2}
+    assert len(model.classes_) == 0
+    assert "simclr" in model.history_[0]
+    assert model.rounds_[-1]["nmi_train"] is None
+
+
+def test_partial_labels_name_the_first_clusters() -> None:
+    labels = np.where(np.arange(42) < 24, LABELS, -1)
+    model = quick().fit(IMAGES, labels)
+    np.testing.assert_array_equal(model.labels_[:24], LABELS[:24])
+
+
 def test_wrong_combinations_are_refused(tmp_path: Path, fitted: DeepClustering) -> None:
     pairs = Pairs(IMAGES, LABELS)
     refused("the images bring their own", lambda: quick().fit(pairs, LABELS))
@@ -742,7 +757,6 @@ def test_wrong_combinations_are_refused(tmp_path: Path, fitted: DeepClustering) 
     refused("must both bring their labels", lambda: quick().fit(pairs, test=(NEW, LABELS[:9])))
     refused("a int, but one per image", lambda: quick().fit(IMAGES, 5))
     refused("images: none were given", lambda: quick().fit(IMAGES[:0], LABELS[:0]))
-    refused("test labels: needed", lambda: quick().fit(IMAGES, LABELS, test=(NEW, None)))
     refused("class\n?.*indices", lambda: quick().fit(Pairs(IMAGES, list("abc") * 14)))
     mixed = [(IMAGES[0], 0), IMAGES[1]]
     refused("some images come with a label, others without", lambda: quick().fit(mixed))
@@ -750,7 +764,7 @@ def test_wrong_combinations_are_refused(tmp_path: Path, fitted: DeepClustering) 
     refused("leave `labels` out", lambda: quick(image_size=8).fit(folder, LABELS))
     refused("data.image_size: needed", lambda: quick().fit(folder))
     flat = tmp_path / "images" / "left"
-    refused("the class is unknown", lambda: quick(image_size=8).fit(flat))
+    refused("there is only 1", lambda: quick(image_size=8).fit(flat))
     refused("score: needs labels, because", lambda: fitted.score(NEW, None))
     refused("all of them are unknown", lambda: fitted.score(NEW, np.full(9, -1)))
     refused("8 for 9 images", lambda: fitted.score(NEW, LABELS[:8]))

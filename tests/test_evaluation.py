@@ -48,7 +48,8 @@ def test_metrics_json_has_the_documented_layout_and_the_best_rounds_scores(
         labels = dataset.split(split).labels
         clusters = Clustering.load(best.clustering).split(split).assignment
         predicted = Embeddings.load(best.embeddings).split(split).predicted
-        assert set(metrics[split]) == {"nmi", "ari", "acc"}
+        assert set(metrics[split]) == {"nmi", "ari", "acc", "images"}
+        assert metrics[split]["images"] == len(labels)
         nmi = normalized_mutual_info_score(labels, clusters)
         assert metrics[split]["nmi"] == pytest.approx(nmi)
         assert metrics[split]["ari"] == pytest.approx(adjusted_rand_score(labels, clusters))

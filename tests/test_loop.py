@@ -9,10 +9,11 @@ import pytest
 import toys
 from toys import COMPUTE, ToyRun, contents, from_call, interrupt
 
-from vitdc import loop, steps, training
+from vitdc import loop, steps
 from vitdc.artifacts import Checkpoint, Clustering, Round, RoundPaths, RoundRow
 from vitdc.config import ConvergenceConfig, JointConfig
 from vitdc.errors import InputError, TrainingError
+from vitdc.objectives import supervised
 
 
 def refine(run: ToyRun, output: Path, **changes: Any) -> Round:
@@ -107,7 +108,8 @@ def test_a_loop_killed_inside_an_epoch_continues_to_the_same_bytes(
     toy_run: ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(training, "augment", from_call(5, use=interrupt, before=training.augment))
+        interrupting = from_call(5, use=interrupt, before=supervised.augment)
+        patch.setattr(supervised, "augment", interrupting)
         with pytest.raises(KeyboardInterrupt):
             refine(toy_run, tmp_path / "out", scratch=tmp_path / "scratch")
     refine(toy_run, tmp_path / "out", scratch=tmp_path / "scratch")
@@ -225,7 +227,7 @@ def test_a_loss_that_rose_stops_with_the_round_before_as_the_best(
 def test_a_training_that_fails_leaves_no_rounds(
     toy_run: ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "augment", lambda images, config: images * float("nan"))
+    monkeypatch.setattr(supervised, "augment", lambda images, config: images * float("nan"))
     with pytest.raises(TrainingError, match="round 1, epoch 1, step 1"):
         refine(toy_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from vitdc.losses import clustering_loss, cross_entropy_loss, joint_loss, one_hot_targets
+from vitdc.config import JointConfig
+from vitdc.losses import clustering_loss, cross_entropy_loss, one_hot_targets
+from vitdc.model import Output
+from vitdc.objectives import Anchors, Joint, Supervised, Views
 
 Array = NDArray[np.float64]
 
@@ -55,6 +58,23 @@ def one_hot(labels: np.ndarray) -> Array:
     return np.eye(4)[labels][:, :3]  # -1 takes the last row, whose first three are zero
 
 
+def joint_loss(
+    logits: Array,
+    labels: np.ndarray,
+    embedding: torch.Tensor,
+    anchors: Anchors | None,
+    *,
+    label_smoothing: float = 0.0,
+    mixing: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """The parts of the loss of one batch, of all images, by their names."""
+    config = JointConfig(label_smoothing=label_smoothing)
+    objective = Joint(Supervised(labels, config), anchors)
+    views = Views(torch.zeros(len(labels), 1, 2, 2), np.arange(len(labels)), mixing)
+    loss = objective.loss(Output(embedding, tensor(logits)), views)
+    return dict(zip(objective.parts, loss, strict=True))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -74,18 +94,17 @@ def test_joint_loss_is_eq_8_in_float64(
     clustering = expected_clustering(embedding, centroids, mixing)
 
     loss = joint_loss(
-        tensor(logits),
-        one_hot_targets(torch.from_numpy(labels), 3),
-        embedding=tensor(embedding),
-        centroids=tensor(centroids),
-        gamma=gamma,
+        logits,
+        labels,
+        tensor(embedding),
+        Anchors(centroids.astype(np.float32), np.arange(size), gamma),
         label_smoothing=smoothing,
         mixing=tensor(mixing) if mixed else None,
     )
 
-    assert loss.cross_entropy.item() == pytest.approx(cross_entropy, rel=1e-4, abs=1e-5)
-    assert loss.clustering.item() == pytest.approx(clustering, rel=1e-4, abs=1e-5)
-    assert loss.total.item() == pytest.approx(cross_entropy + gamma * clustering, rel=1e-4)
+    assert loss["cross_entropy"].item() == pytest.approx(cross_entropy, rel=1e-4, abs=1e-5)
+    assert loss["clustering_loss"].item() == pytest.approx(clustering, rel=1e-4, abs=1e-5)
+    assert loss["loss"].item() == pytest.approx(cross_entropy + gamma * clustering, rel=1e-4)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -116,24 +135,18 @@ def test_cross_entropy_and_its_gradient_are_zero_without_any_label() -> None:
 
 def test_without_centroids_the_joint_loss_is_the_cross_entropy() -> None:
     logits, labels, embedding, _ = toy_batch(seed=2, size=5)
-    targets = one_hot_targets(torch.from_numpy(labels), 3)
-    loss = joint_loss(tensor(logits), targets, embedding=tensor(embedding), gamma=3.0)
-    assert loss.total == loss.cross_entropy
-    assert loss.clustering == 0
+    loss = joint_loss(logits, labels, tensor(embedding), None)
+    assert loss["loss"] == loss["cross_entropy"]
+    assert loss["clustering_loss"] == 0
 
 
 def test_gamma_zero_takes_the_clusters_out_of_the_gradient() -> None:
     logits, labels, embedding, centroids = toy_batch(seed=3, size=5)
     point = tensor(embedding).requires_grad_()
-    loss = joint_loss(
-        tensor(logits),
-        one_hot_targets(torch.from_numpy(labels), 3),
-        embedding=point,
-        centroids=tensor(centroids),
-        gamma=0.0,
-    )
-    loss.total.backward()
-    assert loss.clustering > 0
+    anchors = Anchors(centroids.astype(np.float32), np.arange(5), gamma=0.0)
+    loss = joint_loss(logits, labels, point, anchors)
+    loss["loss"].backward()
+    assert loss["clustering_loss"] > 0
     assert point.grad is not None
     assert point.grad.eq(0).all()
 

@@ -27,7 +27,7 @@ def build(*, image_shape: tuple[int, int, int] = (8, 8, 1), **values: Any) -> De
         model = build_model(
             config,
             image_shape=image_shape,
-            num_classes=3,
+            num_outputs=3,
             mean=(0.4,) * channels,
             std=(0.2,) * channels,
         )
@@ -140,7 +140,18 @@ def test_reading_pixels_does_not_touch_the_array() -> None:
 def test_a_checkpoint_gives_the_same_model_back(images: Tensor, tmp_path: Path) -> None:
     model = build(drop_path=0.1)
     config = {**MODEL.model_dump(), "drop_path": 0.1, "pretrained": "gone.safetensors"}
-    description = Checkpoint(0, config, (8, 8, 1), ("a", "b", "c"), (0.4,), (0.2,), [], tmp_path)
+    description = Checkpoint(
+        round=0,
+        model=config,
+        image_shape=(8, 8, 1),
+        class_names=("a", "b", "c"),
+        num_outputs=3,
+        supervision="full",
+        mean=(0.4,),
+        std=(0.2,),
+        history=[],
+        path=tmp_path,
+    )
     description.save(tmp_path / "c", model.state_dict(), {"step": "test"})
     loaded = load_model(Checkpoint.load(tmp_path / "c"))
     assert not loaded.training
@@ -179,8 +190,21 @@ def test_position_embeddings_of_another_image_size_are_interpolated(weights: Pat
 
 def test_weights_of_another_number_of_classes_keep_a_fresh_head(weights: Path) -> None:
     config = ModelConfig(**{**MODEL.model_dump(), "pretrained": str(weights)})
-    model = build_model(config, image_shape=(16, 16, 1), num_classes=7, mean=(0.4,), std=(0.2,))
+    model = build_model(config, image_shape=(16, 16, 1), num_outputs=7, mean=(0.4,), std=(0.2,))
     assert model.vit.head.weight.shape == (7, 16)
+
+
+def test_only_a_head_of_another_width_is_replaced_and_the_seed_says_by_which() -> None:
+    model, again = build(), build()
+    kept = model.vit.head.weight.clone()
+    model.set_num_outputs(3)
+    assert torch.equal(model.vit.head.weight, kept)
+    for each in (model, again):
+        with seeded(0, "head"):
+            each.set_num_outputs(5)
+    assert model(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 5)
+    assert torch.equal(model.vit.head.weight, again.vit.head.weight)
+    assert torch.equal(model.vit.head.bias, torch.zeros(5))
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated", "other names", "too few layers"])

@@ -258,7 +258,7 @@ def test_scores_are_none_where_no_label_is_known(
 ) -> None:
     given = {**arguments("cluster", toy_run), "dataset": unlabelled}
     found = steps.cluster(**given, output=tmp_path / "clustering")
-    assert found.scores.train == (None, None, None)
+    assert found.scores.train == (None, None, None, 0)
     assert found.scores.test.nmi is not None
 
 
@@ -368,13 +368,13 @@ def test_more_clusters_than_images_are_refused(toy_run: ToyRun, tmp_path: Path) 
         steps.cluster(**given, output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("step", ["pretrain", "retrain"])
-def test_labels_that_are_needed_but_missing_are_asked_for(
-    toy_run: ToyRun, unlabelled: Path, tmp_path: Path, step: str
+def test_supervised_pretraining_asks_for_labels(
+    toy_run: ToyRun, unlabelled: Path, tmp_path: Path
 ) -> None:
-    given = {**arguments(step, toy_run), "dataset": unlabelled}
-    with pytest.raises(InputError, match="no training image has a label"):
-        getattr(steps, step)(**given, output=tmp_path / "out")
+    supervised = toys.PRETRAINING.model_copy(update={"objective": "supervised"})
+    given = {**arguments("pretrain", toy_run), "dataset": unlabelled, "pretraining": supervised}
+    with pytest.raises(InputError, match="no label may be trained on"):
+        steps.pretrain(**given, output=tmp_path / "out")
 
 
 def broken_embeddings(run: ToyRun, path: Path) -> Path:

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from vitdc.artifacts import TrainingState
 from vitdc.config import PretrainingConfig
 from vitdc.errors import TrainingError
 from vitdc.model import DeepClusteringViT, build_model
+from vitdc.objectives import Anchors, Joint, Supervised, supervised
 from vitdc.seeding import seeded
-from vitdc.training import Anchors, TrainingData, learning_rate, train
+from vitdc.training import learning_rate, num_batches, train
 
 LABELS = np.arange(39) % 3  # three batches of at most 16, the last one odd
 HARD = {  # everything that draws random numbers
@@ -41,10 +42,16 @@ def config(**values: Any) -> PretrainingConfig:
     return PretrainingConfig(**{"epochs": 3, "batch_size": 16, "learning_rate": 3e-3, **values})
 
 
-def data(*, labels: np.ndarray = LABELS, anchored: bool = False) -> TrainingData:
+class Data(NamedTuple):
+    images: np.ndarray
+    labels: np.ndarray
+    anchors: Anchors | None = None
+
+
+def data(*, labels: np.ndarray = LABELS, anchored: bool = False) -> Data:
     """Toy images; anchored to centroids on the axes, one per true class."""
     anchors = Anchors(np.eye(3, 16, dtype=np.float32), LABELS, gamma=0.5) if anchored else None
-    return TrainingData(toy_images(LABELS), labels, 3, anchors)
+    return Data(toy_images(LABELS), labels, anchors)
 
 
 def fresh_model(drop_path: float = 0.0) -> DeepClusteringViT:
@@ -52,14 +59,14 @@ def fresh_model(drop_path: float = 0.0) -> DeepClusteringViT:
         return build_model(
             MODEL.model_copy(update={"drop_path": drop_path}),
             image_shape=(8, 8, 1),
-            num_classes=3,
+            num_outputs=3,
             mean=(0.4,),
             std=(0.2,),
         )
 
 
 def run(
-    training_data: TrainingData,
+    training_data: Data,
     training_config: PretrainingConfig,
     *,
     seed: int = 0,
@@ -69,7 +76,8 @@ def run(
     model = fresh_model(drop_path)
     history = train(
         model,
-        training_data,
+        training_data.images,
+        Joint(Supervised(training_data.labels, training_config), training_data.anchors),
         training_config,
         compute=COMPUTE,
         seed=seed,
@@ -125,7 +133,7 @@ def test_unlabelled_images_carry_no_loss_without_anchors() -> None:
     labels = LABELS.copy()
     labels[:9] = -1
     with_unlabelled, history = run(data(labels=labels), config())
-    without = TrainingData(toy_images(LABELS)[9:], LABELS[9:], 3)
+    without = Data(toy_images(LABELS)[9:], LABELS[9:])
     model, expected = run(without, config())
     assert history == expected
     assert weights(with_unlabelled) == weights(model)
@@ -140,7 +148,7 @@ def test_unlabelled_images_are_pulled_to_their_centroids() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 17, 33])
 def test_any_number_of_images_can_be_mixed(size: int) -> None:
-    some = TrainingData(toy_images(LABELS[:size]), LABELS[:size], 3)
+    some = Data(toy_images(LABELS[:size]), LABELS[:size])
     model, history = run(some, config(epochs=1, mixup=1.0, cutmix=1.0))
     assert math.isfinite(history[0]["loss"])
     assert weights(model) != weights(fresh_model())
@@ -155,7 +163,7 @@ def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(
         seen.extend(image.numpy().tobytes() for image in images)
         return images
 
-    monkeypatch.setattr(training, "augment", watch)
+    monkeypatch.setattr(supervised, "augment", watch)
     run(data(), config(epochs=3))
     epochs = [tuple(seen[start : start + 39]) for start in (0, 39, 78)]
     assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
@@ -199,7 +207,8 @@ def test_an_interrupted_training_continues_to_the_same_bytes(
     settings = data(anchored=True), config(**HARD)
     undisturbed, expected = run(*settings, drop_path=0.3)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "augment", from_call(call, use=interrupt, before=training.augment))
+        given = from_call(call, use=interrupt, before=supervised.augment)
+        patch.setattr(supervised, "augment", given)
         with pytest.raises(KeyboardInterrupt):
             run(*settings, scratch=tmp_path / "state", drop_path=0.3)
     kept = TrainingState.load(tmp_path / "state")
@@ -228,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_with_round_epoch_and_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     monkeypatch.setattr(
-        training, "augment", from_call(call, use=not_a_number, before=training.augment)
+        supervised, "augment", from_call(call, use=not_a_number, before=supervised.augment)
     )
     with pytest.raises(TrainingError, match=f"round 2, epoch 2, step {call - 3} ") as caught:
         run(data(), config(), scratch=tmp_path / "state")
@@ -243,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_with_round_epoch_and_step(
 def test_the_error_says_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_scratch: bool
 ) -> None:
-    monkeypatch.setattr(training, "augment", not_a_number)
+    monkeypatch.setattr(supervised, "augment", not_a_number)
     message = "no epoch was finished" if with_scratch else "no --scratch was given"
     with pytest.raises(TrainingError, match=message):
         run(data(), config(), scratch=tmp_path / "state" if with_scratch else None)
@@ -275,9 +284,21 @@ def test_the_learning_rate_warms_up_to_the_peak_and_falls_along_a_cosine(
     np.testing.assert_allclose(rates[peak:], cosine, atol=1e-12)
 
 
+@given(num_images=st.integers(0, 50), batch_size=st.integers(1, 20), least=st.integers(1, 2))
+def test_an_epoch_leaves_out_only_a_rest_that_is_too_small(
+    num_images: int, batch_size: int, least: int
+) -> None:
+    sizes = [len(range(start, num_images)[:batch_size]) for start in range(0, 50, batch_size)]
+    expected = sum(size >= least for size in sizes)
+    if batch_size >= least:
+        assert num_batches(num_images, batch_size, least=least) == expected
+
+
 def test_weight_decay_spares_biases_norms_and_positions() -> None:
     model = fresh_model()
-    optimizer = training._optimizer(model, config(weight_decay=0.3), torch.device("cpu"))
+    optimizer = training._optimizer(
+        torch.nn.ModuleDict({"model": model}), config(weight_decay=0.3), torch.device("cpu")
+    )
     decayed = {
         id(parameter)
         for group in optimizer.param_groups
@@ -323,9 +344,11 @@ def test_bfloat16_trains_a_float32_model_to_nearly_the_same_loss() -> None:
     last = []
     for compute in (COMPUTE, half):
         model = fresh_model()
+        images, labels, anchors = data(anchored=True)
         history = train(
             model,
-            data(anchored=True),
+            images,
+            Joint(Supervised(labels, config()), anchors),
             config(epochs=10),
             compute=compute,
             seed=0,

@@ -73,9 +73,18 @@ def toy_images(labels: np.ndarray, *, side: int = 8, seed: int = 0) -> np.ndarra
 
 
 def write_toy_dataset(
-    path: Path, *, num_train: int = 42, num_test: int = 12, unlabelled: int = 0, side: int = 8
+    path: Path,
+    *,
+    num_train: int = 42,
+    num_test: int = 12,
+    unlabelled: int = 0,
+    side: int = 8,
+    num_known: int | None = None,
 ) -> Path:
-    """A Dataset of three classes, the first `unlabelled` training images without their label."""
+    """A Dataset of three classes, the first `unlabelled` training images without their label.
+
+    With `num_known`, only the labels of so many training images, the first, may be trained on.
+    """
     with writing_dataset(path, {"step": "prepare"}, image_shape=(side, side, 1)) as writer:
         for split, count in (("train", num_train), ("test", num_test)):
             labels = np.arange(count) % len(CLASS_NAMES)
@@ -91,6 +100,7 @@ def write_toy_dataset(
             std=(0.3,),
             content_hash="0" * 64,
             num_unreadable=0,
+            known=None if num_known is None else np.arange(num_train) < num_known,
         )
     return path
 

@@ -2,6 +2,10 @@
 
 faiss's defaults would train on 256 points per centroid from a single random start, and its final
 assignment can leave a cluster empty; each is set right here.
+
+Seeded k-means, for points of which some have a cluster of their own, starts from the means of these
+and never moves them: the semi-supervised k-means of generalized category discovery
+(https://arxiv.org/abs/2201.02609).
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ def kmeans(
     *,
     seed: int,
     initial: np.ndarray | None = None,
+    own: np.ndarray | None = None,
 ) -> KMeans:
     """Cluster `points`.
 
@@ -39,6 +44,8 @@ def kmeans(
         config: The `clustering` section.
         seed: Of the random starts.
         initial: (K, D) centroids to start from instead (the round before); one start then.
+        own: (N,) int64: the cluster that a point stays in, -1 for those that are free. Clusters
+            keep these ids.
 
     Raises:
         InputError: There are more clusters than points.
@@ -48,26 +55,95 @@ def kmeans(
             f"clustering.num_clusters: {config.num_clusters} clusters cannot be made of"
             f" {len(points)} images; at most {len(points)} are possible"
         )
-    sample = _sample(points, config, seed)
-    centroids = _lloyd(sample, config, seed=seed, initial=initial)
+    rows = _sample(len(points), config, seed, own)
+    sample = np.ascontiguousarray(points[rows], dtype=np.float32)
+    own_sample = None if own is None else own[rows]
+    centroids = _search(sample, config, seed=seed, initial=initial, own=own_sample)
     for _ in range(REPAIRS):
-        assignment, distance = assign(sample, centroids)
+        assignment, distance = assign(sample, centroids, own=own_sample)
         empty = np.flatnonzero(np.bincount(assignment, minlength=len(centroids)) == 0)
         if not len(empty):
             break
+        if own_sample is not None:
+            distance = np.where(own_sample < 0, distance, -1)  # the others cannot move
         centroids[empty] = sample[np.argsort(-distance, kind="stable")[: len(empty)]]
-        centroids = _lloyd(sample, config, seed=seed, initial=centroids)
-    return KMeans(centroids, assign(points, centroids)[0])
+        centroids = _search(sample, config, seed=seed, initial=centroids, own=own_sample)
+    return KMeans(centroids, assign(points, centroids, own=own)[0])
 
 
-def _sample(points: np.ndarray, config: ClusteringConfig, seed: int) -> np.ndarray:
-    """The points k-means trains on, in memory: all, or a random subset where a limit is set."""
+def _sample(
+    num_points: int, config: ClusteringConfig, seed: int, own: np.ndarray | None
+) -> np.ndarray | slice:
+    """The points k-means trains on: all, or a random subset where a limit is set.
+
+    Points with a cluster of their own are always among them.
+    """
     per_centroid = config.max_points_per_centroid
-    if per_centroid is None or per_centroid * config.num_clusters >= len(points):
-        return np.ascontiguousarray(points, dtype=np.float32)
+    if per_centroid is None or per_centroid * config.num_clusters >= num_points:
+        return slice(None)
     generator = np.random.default_rng(seed)
-    rows = generator.choice(len(points), per_centroid * config.num_clusters, replace=False)
-    return np.ascontiguousarray(points[np.sort(rows)], dtype=np.float32)
+    rows = generator.choice(num_points, per_centroid * config.num_clusters, replace=False)
+    return np.sort(rows) if own is None else np.union1d(rows, np.flatnonzero(own >= 0))
+
+
+def _search(
+    points: np.ndarray,
+    config: ClusteringConfig,
+    *,
+    seed: int,
+    initial: np.ndarray | None,
+    own: np.ndarray | None,
+) -> np.ndarray:
+    """The best centroids (K, D) of all starts."""
+    if own is None:
+        return _lloyd(points, config, seed=seed, initial=initial)
+    generator = np.random.default_rng(seed)
+    starts = (
+        _seeded_start(points, own, config.num_clusters, generator)
+        for _ in range(config.num_restarts)
+    )
+    found = [
+        _seeded_lloyd(points, own, start, config.num_iterations)
+        for start in (starts if initial is None else [initial])
+    ]
+    inertia = [np.square(assign(points, c, own=own)[1], dtype=np.float64).sum() for c in found]
+    return found[int(np.argmin(inertia))]
+
+
+def _seeded_start(
+    points: np.ndarray, own: np.ndarray, num_clusters: int, generator: np.random.Generator
+) -> np.ndarray:
+    """The means of the points with a cluster of their own, and k-means++ from there on."""
+    seeded = np.unique(own[own >= 0])
+    centroids = np.empty((num_clusters, points.shape[1]), np.float32)
+    for cluster in seeded:
+        centroids[cluster] = points[own == cluster].mean(axis=0)
+    there = centroids[seeded]
+    for cluster in np.setdiff1d(np.arange(num_clusters), seeded):
+        squared = np.square(assign(points, there)[1], dtype=np.float64)
+        squared += np.finfo(np.float64).tiny  # points may all be the same
+        centroids[cluster] = points[generator.choice(len(points), p=squared / squared.sum())]
+        there = np.vstack([there, centroids[cluster]])
+    return centroids
+
+
+def _seeded_lloyd(
+    points: np.ndarray, own: np.ndarray, centroids: np.ndarray, num_iterations: int
+) -> np.ndarray:
+    """Lloyd iterations in which points with a cluster of their own stay; (K, D) centroids."""
+    from scipy.sparse import csr_array
+
+    for _ in range(num_iterations):
+        before = centroids
+        assignment = assign(points, before, own=own)[0]
+        shape = (len(points), len(before))
+        members = csr_array((np.ones(len(points)), assignment, np.arange(len(points) + 1)), shape)
+        counts = np.bincount(assignment, minlength=len(before))[:, None]
+        means = (members.T @ points) / np.maximum(counts, 1)  # (K, D) float64
+        centroids = np.where(counts > 0, means, before).astype(np.float32)
+        if np.array_equal(centroids, before):
+            break
+    return centroids
 
 
 def _lloyd(
@@ -86,12 +162,15 @@ def _lloyd(
     return np.array(trainer.centroids)
 
 
-def assign(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def assign(
+    points: np.ndarray, centroids: np.ndarray, *, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of every point, in chunks.
 
     Args:
         points: (N, D) float32, may be memory-mapped.
         centroids: (K, D) float32.
+        own: (N,) int64: the cluster that a point is in wherever it lies, -1 for the nearest one.
 
     Returns:
         Cluster (N,) int64 and Euclidean distance (N,) float32. The distance is computed directly:
@@ -106,6 +185,8 @@ def assign(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.nd
         rows = slice(start, start + step)
         chunk = np.ascontiguousarray(points[rows], dtype=np.float32)
         assignment[rows] = index.search(chunk, 1)[1][:, 0]
+        if own is not None:
+            assignment[rows] = np.where(own[rows] < 0, assignment[rows], own[rows])
         distance[rows] = np.linalg.norm(chunk - centroids[assignment[rows]], axis=1)
     return assignment, distance
 

@@ -42,6 +42,7 @@ PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Number, Field(ge=0, lt=1)]
+Share = Annotated[float, Number, Field(gt=0, le=1)]
 
 
 DVC = "dvc"  # as data.source
@@ -109,6 +110,13 @@ class DataConfig(Section):
     channels: Annotated[Literal[1, 3], Number] | None = None
     """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder`, `s3://`
     and `dvc`."""
+    labels: Literal["auto", "full", "partial", "none"] = "auto"
+    """Which labels are trained on. `auto` takes what the training images have; `full` needs one for
+    every image; `partial` trains on the known ones, and clusters stand in for the others; `none`
+    trains on no label. Labels that are not trained on still score."""
+    label_fraction: Share | None = None
+    """Share of the known labels that is trained on, stratified by label; null keeps all. The others
+    only score."""
     test_fraction: Fraction = 0.2
     """Share held out for testing, stratified by label, where a source has no split of its own;
     0 holds nothing out."""
@@ -126,6 +134,14 @@ class DataConfig(Section):
     seed: NonNegativeInt = 0
     """Seed of the split and of the subsets. Separate from the top-level `seed`, so that runs with
     different seeds are scored on the same test images."""
+
+    @field_validator("label_fraction")
+    @classmethod
+    def _keeps_some_labels(cls, value: float | None, info: ValidationInfo) -> float | None:
+        labels = info.data.get("labels")
+        if value is not None and labels in ("full", "none"):
+            raise ValueError(f"contradicts labels: {labels}; with a fraction they are partial")
+        return value
 
     @field_validator("repo", "rev", "path")
     @classmethod
@@ -201,7 +217,18 @@ class TrainingConfig(Section):
 
 
 class PretrainingConfig(TrainingConfig):
-    """The initial training with cross-entropy (eq. 5)."""
+    """The initial training: cross-entropy on labels (eq. 5), or self-supervision without any."""
+
+    objective: Literal["auto", "supervised", "simclr", "vicreg"] = "auto"
+    """`supervised` is cross-entropy on the labels. `simclr` and `vicreg` train on no label: two
+    augmented views of an image are to agree. `auto` is supervised where labels may be trained on;
+    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones. Views are
+    drawn with flip, shift, rotate, zoom and jitter; if all are 0, with shift 0.1, rotate 10, zoom
+    0.2 and jitter 0.2. Label smoothing, mixup and cutmix are for targets only."""
+    temperature: PositiveFloat = 0.5
+    """Of SimCLR's loss; lower tells near images apart more strongly."""
+    projector_dim: PositiveInt = 128
+    """Width of the projector between the embedding and a self-supervised loss."""
 
 
 class JointConfig(TrainingConfig):
@@ -209,6 +236,9 @@ class JointConfig(TrainingConfig):
 
     gamma: NonNegativeFloat = 0.1
     """Weight of the clustering loss; 0 is the control without it."""
+    confident: Share = 0.5
+    """Share of a cluster's images without a label that are trained to be in it, those nearest to
+    its centroid; the others are only pulled towards it (gamma)."""
 
 
 class ClusteringConfig(Section):

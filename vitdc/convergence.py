@@ -32,7 +32,7 @@ def round_loss(
 
     Args:
         embedding: (N, D) of the retrained model, in evaluation mode.
-        cross_entropy: (N,) per image, NaN where the label is unknown; the mean is over the rest.
+        cross_entropy: (N,) per image, NaN where there was no target; the mean is over the rest.
         centroids: (K, D) of the round before.
         assignment: (N,) of the round before.
         gamma: Weight of the clustering loss.

@@ -1,33 +1,37 @@
-"""One streaming pass over the images: z, per-image cross-entropy and the predicted class."""
+"""One streaming pass over the images: z, per-image cross-entropy, prediction of the head."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from vitdc.artifacts import Split, SplitEmbeddings
+from vitdc.artifacts import SplitEmbeddings
 from vitdc.errors import TrainingError
 from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.objectives.supervised import cross_entropy_per_image
 from vitdc.progress import progress_bar
 
 
 @torch.inference_mode()
 def embed_split(
     model: DeepClusteringViT,
-    split: Split,
+    images: np.ndarray,
+    targets: np.ndarray,
     out: SplitEmbeddings,
     *,
     device: torch.device,
     batch_size: int,
     description: str = "embed",
 ) -> None:
-    """Fill `out` for every image of `split`, batch by batch, in float32.
+    """Fill `out` for every image, batch by batch, in float32.
 
     Args:
         model: In evaluation mode, on `device`.
-        split: N images and their labels.
-        out: Arrays of N rows, e.g. memory maps; the cross-entropy of an unknown label is NaN.
+        images: (N, H, W, C) uint8, may be memory-mapped.
+        targets: (N,) int64, may be memory-mapped: the output of the head that the cross-entropy is
+            against, -1 for none.
+        out: Arrays of N rows, e.g. memory maps; without a target the cross-entropy is NaN, and
+            without a head the predicted output is -1.
         device: Where the model is.
         batch_size: Images per batch.
         description: Label of the progress bar.
@@ -35,22 +39,19 @@ def embed_split(
     Raises:
         TrainingError: The model's output is not finite.
     """
-    progress = progress_bar(total=len(split), desc=description, unit="image", leave=False)
+    progress = progress_bar(total=len(images), desc=description, unit="image", leave=False)
     with progress:
-        for start in range(0, len(split), batch_size):
+        for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
-            labels = torch.from_numpy(split.labels[rows]).to(device)
-            output = model(images_to_tensor(split.images[rows], device))
-            cross_entropy = functional.cross_entropy(
-                output.logits, labels, reduction="none", ignore_index=-1
-            )
-            known = (labels >= 0).cpu().numpy()
-            out.embedding[rows] = output.embedding.cpu().numpy()
-            out.cross_entropy[rows] = np.where(known, cross_entropy.cpu().numpy(), np.nan)
-            if not (np.isfinite(out.embedding[rows]).all() and cross_entropy.isfinite().all()):
+            output = model(images_to_tensor(images[rows], device))
+            if not (output.embedding.isfinite().all() and output.logits.isfinite().all()):
                 raise TrainingError(
                     f"{description}: the model gives numbers that are not finite; train it again,"
                     " e.g. with a lower learning_rate"
                 )
-            out.predicted[rows] = output.logits.argmax(dim=1).cpu().numpy()
-            progress.update(len(labels))
+            own = torch.from_numpy(np.array(targets[rows])).to(device)
+            out.embedding[rows] = output.embedding.cpu().numpy()
+            out.cross_entropy[rows] = cross_entropy_per_image(output.logits, own).cpu().numpy()
+            has_head = output.logits.shape[1] > 0
+            out.predicted[rows] = output.logits.argmax(dim=1).cpu().numpy() if has_head else -1
+            progress.update(len(own))

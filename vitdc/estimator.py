@@ -105,9 +105,10 @@ class DeepClustering(
 ):
     """Deep clustering of images: a ViT is trained, its embeddings clustered, over several rounds.
 
-    `fit(images, labels)` trains on labels, some of which may be unknown (-1); the clusters
-    themselves never see them. `predict` gives clusters, `transform` embeddings, `distances` the
-    distances to all centroids and `assign` everything about new images at once.
+    `fit(images, labels)` trains on labels, `fit(images)` on none. Where only some are known (the
+    others -1), the first clusters are the classes, in their order. `predict` gives clusters,
+    `transform` embeddings, `distances` the distances to all centroids and `assign` everything about
+    new images at once.
 
     Images are an array (N, H, W) or (N, H, W, C), a tensor (N, C, H, W), a list of images or a
     torch Dataset of images or of pairs (image, class index), of uint8 or of floats in [0, 1]; or
@@ -207,8 +208,8 @@ class DeepClustering(
 
         Args:
             images: See the class.
-            labels: (N,) integers or strings, -1 where the class is unknown. None where the images
-                bring them: in a folder, and in a Dataset of pairs.
+            labels: (N,) integers or strings, -1 where the class is unknown. None where there are
+                none, or the images bring them: in a folder, and in a Dataset of pairs.
             test: Images and labels (None as above) that are held out: never trained on, but scored
                 in every round. `test_fraction` holds out some of `images` instead.
 
@@ -282,12 +283,6 @@ class DeepClustering(
             write_source(source, config, name=NAME, output=output)
             classes = source.classes
         dataset = Dataset.load(output)
-        if not dataset.train.has_labels:
-            raise InputError(
-                "labels: of all training images the class is unknown, but the ViT is trained on"
-                " labels (L_ViT, eq. 5), and training without any is not there yet; label some,"
-                " in a folder by one sub-folder per class"
-            )
         self._say(dataset)
         return list(dataset.class_names) if classes is None else classes.tolist()
 
@@ -490,7 +485,6 @@ class DeepClustering(
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
-        tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = []
         return tags
 

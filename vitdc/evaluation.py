@@ -83,10 +83,7 @@ def collect_metrics(
         "train": scores.train._asdict(),
         "test": scores.test._asdict(),
         "head_accuracy": {
-            split: metrics.accuracy(
-                dataset.split(split).labels, best.embeddings.split(split).predicted
-            )
-            for split in SPLITS
+            split: _head_accuracy(dataset, best.embeddings, split) for split in SPLITS
         },
         "rounds": history.current.round,
         "best_round": history.best_round,
@@ -96,6 +93,13 @@ def collect_metrics(
     if pixels is not None:
         found["pixel_kmeans"] = {split: values._asdict() for split, values in pixels.items()}
     return found
+
+
+def _head_accuracy(dataset: Dataset, embeddings: Embeddings, split: str) -> float | None:
+    """None where no label is known, and where the head gives clusters: none was trained on."""
+    if dataset.supervision == "none":
+        return None
+    return metrics.accuracy(dataset.scoring_labels(split), embeddings.split(split).predicted)
 
 
 def score_pixels(
@@ -122,7 +126,7 @@ def score_pixels(
     config = config.model_copy(update={"max_points_per_centroid": max(1, limit)})
     centroids = kmeans(flat["train"], config, seed=seed).centroids
     return {
-        name: metrics.score_split(dataset.split(name).labels, assign(pixels, centroids)[0])
+        name: metrics.score_split(dataset.scoring_labels(name), assign(pixels, centroids)[0])
         for name, pixels in flat.items()
     }
 

@@ -411,7 +411,7 @@ def _(checkpoint: Checkpoint) -> dict[str, float | None]:
 def _(clustering: Clustering) -> dict[str, float | None]:
     found = clustering.scores
     splits = {"train": found.train, "test": found.test}
-    scores = {f"{key}_{s}": v for s, of in splits.items() for key, v in of._asdict().items()}
+    scores = {f"{key}_{s}": v for s, of in splits.items() for key, v in of.scores().items()}
     return {**scores, "silhouette": found.silhouette, "changed": found.changed}
 
 
@@ -439,10 +439,14 @@ def log_confusion(output: Any, dataset_path: Path, evaluation: Evaluation) -> No
 
     KFP draws square matrices only, so a cluster counts as the class that most of its images have.
     The images are those of the test split, or of the training split if no test image has a label.
+    Without classes there is nothing to show.
     """
     from vitdc.metrics import majority_confusion
 
     dataset = Dataset.load(dataset_path)
+    if not dataset.class_names:
+        Path(output.path).write_text("[]\n", encoding="utf-8")
+        return
     clusters = Clustering.load(evaluation.path / "model" / "clustering")
     split = dataset.test if dataset.test.has_labels else dataset.train
     assignment = (clusters.test if split is dataset.test else clusters.train).assignment

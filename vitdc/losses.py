@@ -1,4 +1,4 @@
-"""The losses of eq. 5 to 8, as means over images, so that gamma does not depend on the data size.
+"""The losses of eq. 5 and 7, as means over images, so that gamma does not depend on the data size.
 
 Targets are soft: a row per image that holds the class weights, all zero where the label is
 unknown. That covers partly labelled data and mixed images (mixup, cutmix) in one formula.
@@ -6,19 +6,9 @@ unknown. That covers partly labelled data and mixed images (mixup, cutmix) in on
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-
-class JointLoss(NamedTuple):
-    """The joint loss and its parts, each a scalar: total = cross_entropy + gamma * clustering."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    clustering: Tensor
 
 
 def one_hot_targets(labels: Tensor, num_classes: int) -> Tensor:
@@ -55,27 +45,3 @@ def clustering_loss(embedding: Tensor, centroids: Tensor, mixing: Tensor | None 
         return (embedding - centroids).square().sum(dim=1).mean()
     squared = torch.cdist(embedding, centroids).square()  # (B, B)
     return (mixing * squared).sum(dim=1).mean()
-
-
-def joint_loss(
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    embedding: Tensor,
-    centroids: Tensor | None = None,
-    gamma: float = 0.0,
-    label_smoothing: float = 0.0,
-    mixing: Tensor | None = None,
-) -> JointLoss:
-    """L = L_ViT + gamma * L_clustering (eq. 8); without centroids it is L_ViT alone.
-
-    Shapes as in `cross_entropy_loss` and `clustering_loss`; `mixing` is applied to the targets
-    here, so they are those of the unmixed images.
-    """
-    if mixing is not None:
-        targets = mixing @ targets
-    cross_entropy = cross_entropy_loss(logits, targets, label_smoothing=label_smoothing)
-    if centroids is None:
-        return JointLoss(cross_entropy, cross_entropy, torch.zeros_like(cross_entropy))
-    clustering = clustering_loss(embedding, centroids, mixing)
-    return JointLoss(cross_entropy + gamma * clustering, cross_entropy, clustering)

@@ -15,18 +15,19 @@ def score_split(labels: np.ndarray, assignment: np.ndarray) -> SplitScores:
         assignment: (N,) clusters.
 
     Returns:
-        The scores over the known labels; all None where there is none.
+        The scores over the known labels, and their number; all None where there is none.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     known = labels >= 0
     if not known.any():
-        return SplitScores(None, None, None)
+        return SplitScores(None, None, None, images=0)
     labels, assignment = labels[known], assignment[known]
     return SplitScores(
         nmi=float(normalized_mutual_info_score(labels, assignment)),
         ari=float(adjusted_rand_score(labels, assignment)),
         acc=clustering_accuracy(labels, assignment),
+        images=len(labels),
     )
 
 

@@ -25,14 +25,19 @@ from torch.nn import functional
 from vitdc.artifacts import Checkpoint
 from vitdc.config import ModelConfig
 from vitdc.errors import InputError
-from vitdc.quick_timm import VisionTransformer, checkpoint_filter_fn, timm
+from vitdc.quick_timm import (
+    VisionTransformer,
+    checkpoint_filter_fn,
+    init_weights_vit_timm,
+    timm,
+)
 
 
 class Output(NamedTuple):
     """What the model says about a batch."""
 
     embedding: Tensor  # (B, D): z
-    logits: Tensor  # (B, num_classes)
+    logits: Tensor  # (B, num_outputs); no outputs where the model has no head
 
 
 class DeepClusteringViT(nn.Module):
@@ -67,15 +72,30 @@ class DeepClusteringViT(nn.Module):
     def embedding_dim(self) -> int:
         return int(self.vit.num_features)
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head; 0 without one."""
+        return int(self.vit.num_classes)
+
+    def set_num_outputs(self, num_outputs: int) -> None:
+        """Replace a head of another width by a fresh one, drawn from torch's global generator."""
+        if num_outputs != self.num_outputs:
+            self.vit.reset_classifier(num_outputs)
+            init_weights_vit_timm(self.vit.head)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the optimizer must not decay, biases and norms aside."""
+        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
+
     def forward(self, images: Tensor) -> Output:
-        """(B, C, H, W) float in [0, 1] -> embedding (B, D) and logits (B, num_classes)."""
+        """(B, C, H, W) float in [0, 1] -> embedding (B, D) and logits (B, num_outputs)."""
         if images.shape[-2:] != self.image_size:
             images = functional.interpolate(
                 images, self.image_size, mode="bilinear", antialias=True, align_corners=False
             )
         tokens = self.vit.forward_features((images - self.mean) / self.std)  # (B, 1 + N, D)
         representation = self.vit.forward_head(tokens, pre_logits=True)  # (B, D), eq. 4
-        logits = self.vit.head(representation)
+        logits = self.vit.head(representation) if self.num_outputs else representation[:, :0]
         embedding = representation.float()
         if self.normalize:
             embedding = functional.normalize(embedding, dim=1)
@@ -92,7 +112,7 @@ def build_model(
     config: ModelConfig,
     *,
     image_shape: tuple[int, int, int],
-    num_classes: int,
+    num_outputs: int,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> DeepClusteringViT:
@@ -101,20 +121,20 @@ def build_model(
     Args:
         config: The `model` section.
         image_shape: (H, W, C) of the prepared images.
-        num_classes: Outputs of the head.
+        num_outputs: Of the head; 0 makes a model without one.
         mean: (C,) of the training images, in [0, 1].
         std: (C,) likewise.
 
     Raises:
         InputError: The name is unknown, sizes do not fit each other, or weights cannot be had.
     """
-    arguments = timm_arguments(config, image_shape=image_shape, num_classes=num_classes)
+    arguments = timm_arguments(config, image_shape=image_shape, num_outputs=num_outputs)
     vit = _create(config, **arguments)
     return DeepClusteringViT(vit, mean=mean, std=std, normalize=config.normalize)
 
 
 def timm_arguments(
-    config: ModelConfig, *, image_shape: tuple[int, int, int], num_classes: int
+    config: ModelConfig, *, image_shape: tuple[int, int, int], num_outputs: int
 ) -> dict[str, Any]:
     """What `timm.create_model` gets beside the name.
 
@@ -134,7 +154,7 @@ def timm_arguments(
     return {
         "img_size": image_size,
         "in_chans": channels,
-        "num_classes": num_classes,
+        "num_classes": num_outputs,
         "global_pool": {"token": "token", "mean": "avg"}[config.pooling],
         "drop_path_rate": config.drop_path,
         **overrides,
@@ -157,7 +177,7 @@ def load_model(
         model = build_model(
             config,
             image_shape=checkpoint.image_shape,
-            num_classes=len(checkpoint.class_names),
+            num_outputs=checkpoint.num_outputs,
             mean=checkpoint.mean,
             std=checkpoint.std,
         )

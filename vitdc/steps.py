@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,12 @@ from vitdc.scratch import claimed
 from vitdc.watching import NOBODY, Watcher
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vitdc.evaluation import Findings
+    from vitdc.objectives import Objective
+
+logger = logging.getLogger(__name__)
 
 ROUNDS_OF_EVALUATE = ("initial", "previous", "last")
 
@@ -76,12 +83,13 @@ def pretrain(
     scratch: Path | None = None,
     watcher: Watcher = NOBODY,
 ) -> Checkpoint:
-    """Train the ViT on the labels (eq. 1-5); the result is round 0.
+    """Train the ViT, on labels (eq. 1-5) or on none; the result is round 0.
 
     Args:
         dataset: Directory of the Dataset.
         model: The architecture.
-        pretraining: How long and how to train; 0 epochs keeps the initial weights.
+        pretraining: What to optimise, how long and how to train; 0 epochs keeps the initial
+            weights.
         compute: Device, threads and precision.
         seed: Seed of the initial weights and of the training.
         output: Directory of the Checkpoint.
@@ -89,24 +97,42 @@ def pretrain(
         watcher: Hears of batches and epochs.
     """
     from vitdc.model import build_model
+    from vitdc.objectives import Joint, SelfSupervised, Supervised, choose_initial
     from vitdc.seeding import seeded
-    from vitdc.training import TrainingData
 
     images = Dataset.load(dataset)
-    _require_labels(images, "pretraining", needed=pretraining.epochs > 0)
+    choice = choose_initial(
+        pretraining.objective,
+        supervision=images.supervision,
+        is_pretrained=bool(model.pretrained),
+    )
+    logger.info("pretrain: %s, because %s", choice.objective or "nothing to do", choice.reason)
+    is_supervised = choice.objective == "supervised"
+    num_outputs = len(images.class_names) if is_supervised else 0
     with seeded(seed, "pretrain", "weights"):
         vit = build_model(
             model,
             image_shape=images.image_shape,
-            num_classes=len(images.class_names),
+            num_outputs=num_outputs,
             mean=images.mean,
             std=images.std,
         )
+    objective: Objective = Supervised(images.training_labels, pretraining)
+    if choice.objective in ("simclr", "vicreg") and pretraining.epochs:
+        with seeded(seed, "pretrain", "projector"):
+            objective = SelfSupervised(
+                choice.objective,
+                pretraining,
+                num_images=len(images.train),
+                embedding_dim=vit.embedding_dim,
+            )
     description = Checkpoint(
         round=0,
         model=model.model_dump(),
         image_shape=images.image_shape,
         class_names=images.class_names,
+        num_outputs=num_outputs,
+        supervision=images.supervision if is_supervised else "none",
         mean=images.mean,
         std=images.std,
         history=[],
@@ -114,8 +140,9 @@ def pretrain(
     )
     return _train(
         vit,
-        TrainingData(images.train.images, images.train.labels, len(images.class_names)),
-        pretraining,
+        images.train.images,
+        Joint(objective),
+        pretraining if choice.objective else pretraining.model_copy(update={"epochs": 0}),
         description=description,
         compute=compute,
         seed=seed,
@@ -128,7 +155,10 @@ def pretrain(
 
 
 def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Path) -> Embeddings:
-    """Embed every image of both splits, with its cross-entropy and predicted class.
+    """Embed every image of both splits, with its cross-entropy and what the head predicts.
+
+    The cross-entropy is against what the checkpoint was trained on, so that the exact l comes from
+    it; of test images it is against the label, if the head knows classes.
 
     Args:
         dataset: Directory of the Dataset.
@@ -155,7 +185,8 @@ def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Pa
             out = SplitEmbeddings.create(writer, name, len(split), vit.embedding_dim)
             embed_split(
                 vit,
-                split,
+                split.images,
+                _targets(images, trained, name),
                 out,
                 device=device,
                 batch_size=compute.embedding_batch_size,
@@ -176,9 +207,12 @@ def cluster(
 ) -> Clustering:
     """Cluster the training embeddings; test images go to their nearest centroid.
 
+    Where some labels may be trained on and others are unknown, the first clusters are the classes,
+    and the images with a known label stay in theirs; these do not score.
+
     Args:
-        dataset: Directory of the Dataset; its labels are for the scores only, its images tell
-            what is typical of a cluster.
+        dataset: Directory of the Dataset; labels are for the scores, and partial ones for the
+            clusters too; its images tell what is typical of a cluster.
         embeddings: Directory of the Embeddings.
         previous: Directory of the Clustering of the round before, to start from and to keep the
             cluster ids of; none in round 0.
@@ -202,24 +236,27 @@ def cluster(
     if before and previous:
         _check_same_images(images, dataset, before, previous)
         _check_num_clusters(before, previous, clustering)
+    _check_num_classes(images, clustering)
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
+    own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         found = kmeans(
             points,
             clustering,
             seed=derive_seed(seed, "cluster", embedded.round),
             initial=before.centroids if before else None,
+            own=own,
         )
-        if before:
+        if before and own is None:
             ids = match_ids(
                 before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
             )
             found = relabel(found, ids)
         nearest = {
-            name: assign(embedded.split(name).embedding, found.centroids)
-            for name in artifacts.SPLITS
+            "train": assign(points, found.centroids, own=own),
+            "test": assign(embedded.test.embedding, found.centroids),
         }
         typicality = fit(
             points, images.train.images, nearest["train"][0], num_clusters=clustering.num_clusters
@@ -243,7 +280,7 @@ def cluster(
             seed=derive_seed(seed, "silhouette"),
         )
     scores = ClusteringScores(
-        **{n: metrics.score_split(images.split(n).labels, splits[n].assignment) for n in splits},
+        **{n: metrics.score_split(images.scoring_labels(n), splits[n].assignment) for n in splits},
         silhouette=silhouette,
         changed=float((train.assignment != before.train.assignment).mean()) if before else None,
         inertia=float(np.square(train.distance, dtype=np.float64).mean()),
@@ -295,22 +332,38 @@ def retrain(
         watcher: Hears of batches and epochs.
     """
     from vitdc.model import load_model
-    from vitdc.training import Anchors, TrainingData
+    from vitdc.objectives import Anchors, Joint, Supervised, pseudo_labels
+    from vitdc.seeding import seeded
 
     images, trained = Dataset.load(dataset), Checkpoint.load(checkpoint)
     _check_fit(images, trained, dataset, checkpoint)
-    _require_labels(images, "joint", needed=True)
     frozen = Clustering.load(clustering)
     _check_round(frozen.round, trained.round, clustering, checkpoint)
     _check_same_images(images, dataset, frozen, clustering)
     anchors = Anchors(frozen.centroids, frozen.train.assignment, joint.gamma)
-    description = Checkpoint(
-        **{**vars(trained), "round": trained.round + 1, "history": [], "path": output}
+    targets, num_outputs = images.training_labels, len(images.class_names)
+    if images.supervision != "full":
+        targets = pseudo_labels(
+            targets, frozen.train.assignment, frozen.train.distance, confident=joint.confident
+        )
+        num_outputs = len(frozen.centroids)
+    vit = load_model(trained)
+    with seeded(seed, "retrain", trained.round + 1, "head"):
+        vit.set_num_outputs(num_outputs)
+    description = replace(
+        trained,
+        round=trained.round + 1,
+        num_outputs=num_outputs,
+        supervision=images.supervision,
+        history=[],
+        path=output,
+        targets=None if images.supervision == "full" else targets,
     )
     inputs = [dataset, checkpoint, clustering]
     return _train(
-        load_model(trained),
-        TrainingData(images.train.images, images.train.labels, len(images.class_names), anchors),
+        vit,
+        images.train.images,
+        Joint(Supervised(targets, joint), anchors),
         joint,
         description=description,
         compute=compute,
@@ -477,7 +530,8 @@ STEPS = (prepare, pretrain, embed, cluster, retrain, check, evaluate)
 
 def _train(
     vit: Any,
-    data: Any,
+    images: Any,
+    objective: Any,
     config: TrainingConfig,
     *,
     description: Checkpoint,
@@ -488,8 +542,6 @@ def _train(
     watcher: Watcher,
 ) -> Checkpoint:
     """Train, write the Checkpoint, and clear the scratch that is no longer needed."""
-    from dataclasses import replace
-
     from vitdc.device import limited_threads
     from vitdc.training import train
 
@@ -499,7 +551,8 @@ def _train(
     ):
         history = train(
             vit,
-            data,
+            images,
+            objective,
             config,
             compute=compute,
             seed=seed,
@@ -545,11 +598,28 @@ def scratch_key(made_by: dict[str, Any]) -> str:
     return f"{made_by['step']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _require_labels(images: Dataset, section: str, *, needed: bool) -> None:
-    if needed and not images.train.has_labels:
+def _targets(images: Dataset, trained: Checkpoint, split: str) -> np.ndarray:
+    """(N,) what the cross-entropy of a split's images is against, -1 for nothing."""
+    import numpy as np
+
+    if split == "train":
+        targets = images.training_labels if trained.targets is None else trained.targets
+        if len(targets) != len(images.train):
+            raise InputError(
+                f"{trained.path}: was trained on {len(targets)} images with targets of their own,"
+                f" {images.path} has {len(images.train)}; train again on this data set"
+            )
+        return targets
+    return images.test.labels if trained.supervision != "none" else np.full(len(images.test), -1)
+
+
+def _check_num_classes(images: Dataset, clustering: ClusteringConfig) -> None:
+    """Where labels are partial, every class has a cluster of its own."""
+    if images.supervision == "partial" and clustering.num_clusters < len(images.class_names):
         raise InputError(
-            f"{images.path}: no training image has a label, and `{section}` trains on labels"
-            " (eq. 5); give data.root one sub-folder per class"
+            f"clustering.num_clusters: {clustering.num_clusters} clusters, but the labels, which"
+            f" are partial, name {len(images.class_names)} classes, and each has a cluster of its"
+            f" own; take {len(images.class_names)} or more, or data.labels=none"
         )
 
 

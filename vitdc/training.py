@@ -1,8 +1,9 @@
 """The one training loop, for the initial training and for every retraining.
 
 The state after each epoch can be kept in a scratch directory. Because every epoch draws its
-random numbers from its own stream (see `seeding`), the state is just weights, optimizer moments
-and history, and a continued run gives the bytes of an undisturbed one.
+random numbers from its own stream (see `seeding`), the state is just weights (of the model and of
+what the objective trains beside it), optimizer moments and history, and a continued run gives the
+bytes of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -10,24 +11,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from timm.data.mixup import Mixup
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitdc.artifacts import TrainingState
-from vitdc.augmentation import augment
 from vitdc.config import ComputeConfig, TrainingConfig
 from vitdc.device import resolve_device, training_dtype
 from vitdc.errors import TrainingError
-from vitdc.losses import JointLoss, joint_loss, one_hot_targets
 from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.objectives import Joint, Views
 from vitdc.progress import progress_bar
 from vitdc.seeding import derive_seed, seeded
 from vitdc.watching import NOBODY, Watcher
@@ -35,46 +34,6 @@ from vitdc.watching import NOBODY, Watcher
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY = 10  # steps between looks at the loss; each look waits for the device
-
-
-class Anchors(NamedTuple):
-    """What a retraining pulls the embeddings towards, frozen during the round."""
-
-    centroids: np.ndarray  # (K, D) float32
-    assignment: np.ndarray  # (N,) cluster of every training image
-    gamma: float
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Images and targets of a training.
-
-    Attributes:
-        images: (N, H, W, C) uint8, may be memory-mapped.
-        labels: (N,) int64, -1 where unknown.
-        num_classes: Outputs of the head.
-        anchors: Frozen clusters for the joint loss, or None for cross-entropy alone.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    num_classes: int
-    anchors: Anchors | None = None
-
-    def usable(self) -> np.ndarray:
-        """Indices of the images that carry any loss: the labelled ones, or all with anchors."""
-        if self.anchors is not None:
-            return np.arange(len(self.labels))
-        return np.flatnonzero(self.labels >= 0)
-
-
-class Batch(NamedTuple):
-    """One batch on the device."""
-
-    images: Tensor  # (B, C, H, W) float in [0, 1], augmented
-    targets: Tensor  # (B, num_classes)
-    centroids: Tensor | None  # (B, D)
-    mixing: Tensor | None  # (B, B)
 
 
 @dataclass(frozen=True)
@@ -111,7 +70,8 @@ def learning_rate(step: int, config: TrainingConfig, *, steps_per_epoch: int) ->
 
 def train(
     model: DeepClusteringViT,
-    data: TrainingData,
+    images: np.ndarray,
+    objective: Joint,
     config: TrainingConfig,
     *,
     compute: ComputeConfig,
@@ -124,7 +84,8 @@ def train(
 
     Args:
         model: On any device; ends in evaluation mode on the CPU.
-        data: Images, labels and, for a retraining, the frozen clusters.
+        images: (N, H, W, C) uint8, may be memory-mapped.
+        objective: What is minimised.
         config: A training section.
         compute: Device and precision.
         seed: The run's seed.
@@ -133,19 +94,22 @@ def train(
         watcher: Hears of batches and epochs.
 
     Returns:
-        A row per epoch: "epoch", "loss", "cross_entropy", "clustering_loss" (means over the
-        epoch's batches) and "learning_rate".
+        A row per epoch: "epoch", the parts of the objective (means over the epoch's batches) and
+        "learning_rate".
 
     Raises:
         TrainingError: The loss is not finite; the state of the last good epoch is kept.
     """
     device = resolve_device(compute)
-    model.to(device).train()
-    optimizer = _optimizer(model, config, device)
-    usable = data.usable()
-    steps_per_epoch = math.ceil(len(usable) / config.batch_size)
+    trained = nn.ModuleDict({"model": model})
+    if objective.module is not None:
+        trained["objective"] = objective.module
+    trained.to(device).train()
+    optimizer = _optimizer(trained, config, device)
+    usable = objective.usable()
+    steps_per_epoch = num_batches(len(usable), config.batch_size, least=objective.min_batch)
     num_steps = config.epochs * steps_per_epoch
-    history = _restore(scratch, model, optimizer)
+    history = _restore(scratch, trained, optimizer)
     clock = Clock(device)
     progress = progress_bar(
         total=num_steps,
@@ -159,32 +123,38 @@ def train(
             epoch_start, images_before = time.perf_counter(), clock.images
             with seeded(seed, *stream, epoch):
                 order = _permutation(usable, derive_seed(seed, *stream, epoch, "order"))
-                losses = []  # per step: (3,) on the device
-                for index, batch in enumerate(_batches(order, data, config, device)):
+                losses = []  # per step: (P,) the parts, on the device
+                for index in range(steps_per_epoch):
+                    rows = order[index * config.batch_size : (index + 1) * config.batch_size]
+                    views = objective.views(images_to_tensor(images[rows], device), rows)
                     step = epoch * steps_per_epoch + index
                     rate = learning_rate(step, config, steps_per_epoch=steps_per_epoch)
                     with clock.compute():
-                        loss = _step(model, batch, optimizer, rate, config, compute, data.anchors)
-                    losses.append(torch.stack(loss).detach())
-                    clock.images += len(batch.images)
+                        loss = _step(trained, objective, views, optimizer, rate, config, compute)
+                    losses.append(loss)
+                    clock.images += len(rows)
                     if index % CHECK_EVERY == 0 or index + 1 == steps_per_epoch:
-                        _check_finite(losses, stream, epoch, scratch)
-                        values = _values(losses[-1], rate)
+                        _check_finite(losses, objective.parts, stream, epoch, scratch)
+                        values = _named(objective.parts, loss) | {"learning_rate": rate}
                         progress.set_postfix_str(clock.describe(values), refresh=False)
                         speed = {"images_per_second": clock.images_per_second()}
                         watcher.on_batch(stream[1], step + 1, values | speed, num_steps=num_steps)
                     progress.update()
-            total, cross_entropy, clustering = torch.stack(losses).double().mean(dim=0).tolist()
-            row = {"epoch": epoch + 1, "loss": total, "cross_entropy": cross_entropy}
-            history.append({**row, "clustering_loss": clustering, "learning_rate": rate})
+            means = _named(objective.parts, torch.stack(losses).double().mean(dim=0))
+            history.append({"epoch": epoch + 1, **means, "learning_rate": rate})
             rate_of_images = (clock.images - images_before) / (time.perf_counter() - epoch_start)
             ended = {**history[-1], "images_per_second": rate_of_images}
             watcher.on_epoch(stream[1], ended, num_epochs=config.epochs)
-            _keep(scratch, model, optimizer, history)
-    model.cpu().eval()
+            _keep(scratch, trained, optimizer, history)
+    trained.cpu().eval()
     if throughput := clock.throughput():
         logger.info("%s: %s", _title(stream), throughput)
     return history
+
+
+def num_batches(num_images: int, batch_size: int, *, least: int) -> int:
+    """Batches of an epoch; a rest of fewer than `least` images is none."""
+    return math.ceil((num_images - least + 1) / batch_size)
 
 
 def _title(stream: tuple[str, int]) -> str:
@@ -193,52 +163,45 @@ def _title(stream: tuple[str, int]) -> str:
     return f"{name}, round {round_number}" if round_number else name
 
 
-def _values(loss: Tensor, rate: float) -> dict[str, float]:
-    """The parts of a batch's loss, (3,), and the learning rate it was trained with."""
-    total, cross_entropy, clustering = loss.tolist()
-    parts = {"loss": total, "cross_entropy": cross_entropy, "clustering_loss": clustering}
-    return parts | {"learning_rate": rate}
+def _named(parts: tuple[str, ...], loss: Tensor) -> dict[str, float]:
+    """The parts of a loss, (P,), by their names."""
+    return dict(zip(parts, loss.tolist(), strict=True))
 
 
 def _step(
-    model: DeepClusteringViT,
-    batch: Batch,
+    trained: nn.ModuleDict,
+    objective: Joint,
+    views: Views,
     optimizer: torch.optim.Optimizer,
     rate: float,
     config: TrainingConfig,
     compute: ComputeConfig,
-    anchors: Anchors | None,
-) -> JointLoss:
-    """Forward, backward and one optimizer step at learning rate `rate`."""
-    device = batch.images.device
+) -> Tensor:
+    """Forward, backward and one optimizer step at learning rate `rate`; (P,) parts of the loss."""
+    device = views.images.device
     dtype = training_dtype(compute, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        output = model(batch.images)
-    loss = joint_loss(
-        output.logits,
-        batch.targets,
-        embedding=output.embedding,
-        centroids=batch.centroids,
-        gamma=anchors.gamma if anchors else 0.0,
-        label_smoothing=config.label_smoothing,
-        mixing=batch.mixing,
-    )
-    loss.total.backward()  # type: ignore[no-untyped-call]
+        output = trained["model"](views.images)
+    loss = objective.loss(output, views)
+    loss[0].backward()  # type: ignore[no-untyped-call]
     if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), config.clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss
+    return torch.stack(loss).detach()
 
 
 def _optimizer(
-    model: DeepClusteringViT, config: TrainingConfig, device: torch.device
+    trained: nn.ModuleDict, config: TrainingConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    groups = param_groups_weight_decay(
-        model.vit, config.weight_decay, no_weight_decay_list=model.vit.no_weight_decay()
-    )
+    groups: list[dict[str, Any]] = []
+    for module in trained.values():
+        spared = module.no_weight_decay() if isinstance(module, DeepClusteringViT) else ()
+        groups += param_groups_weight_decay(
+            module, config.weight_decay, no_weight_decay_list=spared
+        )
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=device.type in ("cpu", "cuda"))
 
 
@@ -246,54 +209,19 @@ def _permutation(indices: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(indices)
 
 
-def _batches(
-    order: np.ndarray, data: TrainingData, config: TrainingConfig, device: torch.device
-) -> Iterator[Batch]:
-    """The epoch's batches, on the device and augmented."""
-    mixup = _mixup(config)
-    for start in range(0, len(order), config.batch_size):
-        rows = order[start : start + config.batch_size]
-        images = augment(images_to_tensor(data.images[rows], device), config)
-        targets = one_hot_targets(torch.from_numpy(data.labels[rows]).to(device), data.num_classes)
-        centroids = None
-        if data.anchors is not None:
-            own = data.anchors.centroids[data.anchors.assignment[rows]]
-            centroids = torch.from_numpy(own).to(device)
-        mixing = None
-        if mixup is not None and len(rows) % 2 == 0:  # timm mixes pairs; an odd last batch is not
-            images, mixing = _mix(mixup, images)
-        yield Batch(images, targets, centroids, mixing)
-
-
-def _mixup(config: TrainingConfig) -> Mixup | None:
-    if not (config.mixup or config.cutmix):
-        return None
-    return Mixup(  # type: ignore[no-untyped-call]
-        mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, label_smoothing=0.0
-    )
-
-
-def _mix(mixup: Mixup, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix a batch; row i of the (B, B) mixing holds the share of every image in image i.
-
-    Each image is given its own "class", so that timm's soft labels are the shares themselves and
-    serve the labels and the centroids alike.
-    """
-    mixup.num_classes = len(images)
-    own = torch.arange(len(images), device=images.device)
-    mixed, shares = mixup(images, own)
-    return mixed, shares.to(images.device)
-
-
 def _check_finite(
-    losses: list[Tensor], stream: tuple[str, int], epoch: int, scratch: Path | None
+    losses: list[Tensor],
+    parts: tuple[str, ...],
+    stream: tuple[str, int],
+    epoch: int,
+    scratch: Path | None,
 ) -> None:
     finite = torch.stack(losses).isfinite().all(dim=1).tolist()
     if all(finite):
         return
     step = finite.index(False)
     name, round_number = stream
-    total, cross_entropy, clustering = losses[step].tolist()
+    values = ", ".join(f"{part} {value:g}" for part, value in _named(parts, losses[step]).items())
     kept = (
         f"the state after epoch {epoch} is kept in {scratch}"
         if scratch and epoch
@@ -303,9 +231,8 @@ def _check_finite(
     )
     raise TrainingError(
         f"{name}: the loss is not finite in round {round_number}, epoch {epoch + 1}, step"
-        f" {step + 1} (loss {total:g} = cross-entropy {cross_entropy:g} + gamma * clustering loss"
-        f" {clustering:g}); {kept}; try a lower learning_rate, a longer warmup_epochs or a smaller"
-        " clip_norm"
+        f" {step + 1} ({values}); {kept}; try a lower learning_rate, a longer warmup_epochs or a"
+        " smaller clip_norm"
     )
 
 
@@ -344,23 +271,23 @@ class Clock:
 
 def _keep(
     scratch: Path | None,
-    model: DeepClusteringViT,
+    trained: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, float]],
 ) -> None:
     if scratch is not None:
         moments = optimizer.state_dict()["state"]
-        TrainingState(dict(model.state_dict()), moments, history).save(scratch)
+        TrainingState(dict(trained.state_dict()), moments, history).save(scratch)
 
 
 def _restore(
-    scratch: Path | None, model: DeepClusteringViT, optimizer: torch.optim.Optimizer
+    scratch: Path | None, trained: nn.ModuleDict, optimizer: torch.optim.Optimizer
 ) -> list[dict[str, Any]]:
     """Load the state kept in `scratch`, if any; returns the history so far."""
     state = TrainingState.load(scratch) if scratch else None
     if state is None:
         return []
-    model.load_state_dict(state.weights)
+    trained.load_state_dict(state.weights)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
     return list(state.history)

@@ -10,7 +10,7 @@ bytes. Arrays are memory-mapped on loading. Nothing is ever unpickled.
 from vitdc.artifacts.annotations import Annotations
 from vitdc.artifacts.checkpoint import Checkpoint, TrainingState
 from vitdc.artifacts.clustering import Clustering, ClusteringScores, SplitClustering, SplitScores
-from vitdc.artifacts.dataset import Dataset, DatasetWriter, Split, writing_dataset
+from vitdc.artifacts.dataset import Dataset, DatasetWriter, Split, Supervision, writing_dataset
 from vitdc.artifacts.embeddings import Embeddings, SplitEmbeddings
 from vitdc.artifacts.evaluation import ClusterRow, Evaluation
 from vitdc.artifacts.fit import Fit
@@ -65,6 +65,7 @@ __all__ = [
     "SplitClustering",
     "SplitEmbeddings",
     "SplitScores",
+    "Supervision",
     "TrainingState",
     "Verdict",
     "Writer",

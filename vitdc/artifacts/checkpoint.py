@@ -7,27 +7,36 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from vitdc.artifacts.storage import read_metadata, writing
+from vitdc.artifacts.dataset import Supervision
+from vitdc.artifacts.storage import read_array, read_metadata, writing
 from vitdc.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model and all that is needed to use it. Payload: model.safetensors.
+    """A trained model and all that is needed to use it.
+
+    Payload: model.safetensors, and targets.npy where the targets were not the labels alone.
 
     Attributes:
         round: 0 after the initial training, r after the r-th retraining.
         model: The `model` section of the configuration.
         image_shape: (H, W, C) of the prepared images.
-        class_names: One per output of the head.
+        class_names: One per label value of the data set.
+        num_outputs: Of the head, which are classes first and clusters after them; only clusters if
+            no label was trained on; 0 without a head, after self-supervision.
+        supervision: How many labels were trained on.
         mean: (C,) that images are normalised with.
         std: (C,) likewise.
         history: A row per epoch of the training that led here, e.g. {"epoch", "loss",
-            "cross_entropy", "clustering_loss", "learning_rate"}.
+            "cross_entropy", "clustering_loss", "learning_rate"}; parts as of the objective.
         path: Where the weights lie.
+        targets: (N,) int64, memory-mapped: output of the head that every training image was trained
+            to give, -1 for none; None where these are the labels that may be trained on.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -36,24 +45,32 @@ class Checkpoint:
     model: dict[str, Any]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    num_outputs: int
+    supervision: Supervision
     mean: tuple[float, ...]
     std: tuple[float, ...]
     history: list[dict[str, float]]
     path: Path
+    targets: np.ndarray | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
+        targets = path / "targets.npy"
         return cls(
             round=metadata["round"],
             model=metadata["model"],
             image_shape=tuple(metadata["image_shape"]),
             class_names=tuple(metadata["class_names"]),
+            # older checkpoints have neither: their outputs are the classes
+            num_outputs=metadata.get("num_outputs", len(metadata["class_names"])),
+            supervision=metadata.get("supervision", "full"),
             mean=tuple(metadata["mean"]),
             std=tuple(metadata["std"]),
             history=metadata["history"],
             path=path,
+            targets=read_array(targets) if targets.exists() else None,
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -80,16 +97,17 @@ class Checkpoint:
         with writing(path, self.kind, made_by) as writer:
             contiguous = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
             save_file(contiguous, writer.directory / "model.safetensors")
-            writer.metadata = {
-                f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"
-            }
+            if self.targets is not None:
+                writer.save("targets", self.targets)
+            described = [f.name for f in fields(self) if f.name not in ("path", "targets")]
+            writer.metadata = {name: getattr(self, name) for name in described}
 
 
 class TrainingState(NamedTuple):
     """The state of a training after an epoch, kept in scratch. Payload: state.safetensors.
 
     Attributes:
-        weights: The model's state dict.
+        weights: State dict of all that is trained.
         moments: The optimizer's state: name -> tensor, per parameter index.
         history: A row per finished epoch.
     """

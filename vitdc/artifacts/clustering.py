@@ -14,11 +14,23 @@ from vitdc.typicality import Typicality
 
 
 class SplitScores(NamedTuple):
-    """Agreement of clusters with labels, each None where no label is known."""
+    """Agreement of clusters with labels, each None where no label is known.
+
+    Attributes:
+        nmi: Normalised mutual information, in [0, 1].
+        ari: Adjusted Rand index.
+        acc: Clustering accuracy.
+        images: How many images they were computed on; None in older artifacts.
+    """
 
     nmi: float | None
     ari: float | None
     acc: float | None
+    images: int | None = None
+
+    def scores(self) -> dict[str, float | None]:
+        """The scores alone, by their names."""
+        return {"nmi": self.nmi, "ari": self.ari, "acc": self.acc}
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,8 @@ class SplitClustering:
     """Clusters of one split.
 
     Attributes:
-        assignment: (N,) int64: cluster of every image, the one with the nearest centroid.
+        assignment: (N,) int64: cluster of every image, the one with the nearest centroid; of a
+            training image whose class is a cluster (partial labels), that cluster.
         distance: (N,) float32: Euclidean distance of z to that centroid.
         atypicality: (N,) float32: see `vitdc.typicality`; of training images with each left out.
     """

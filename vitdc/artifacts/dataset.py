@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from vitdc.artifacts.storage import (
     read_metadata,
     writing,
 )
+
+KNOWN = "train_known.npy"
+
+Supervision = Literal["full", "partial", "none"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Prepared images. Payload: {train,test}_{images,labels}.npy and index.csv.
+    """Prepared images. Payload: {train,test}_{images,labels}.npy, index.csv and perhaps
+    train_known.npy.
 
     Attributes:
         train: The split that is trained and clustered.
@@ -55,6 +60,8 @@ class Dataset:
         content_hash: SHA-256 over images, labels and class names, independent of the source.
         num_unreadable: Images of the source that were skipped.
         path: Where it was loaded from.
+        known: (N,) bool: the training images whose label may be trained on. Where the payload has
+            none, all that have a label. Other labels are for the scores only.
         origin: What says exactly which version of the source was read; with DVC the commit, the
             content hash, the path and the repository's URL. Empty for sources without versions.
     """
@@ -70,6 +77,7 @@ class Dataset:
     content_hash: str
     num_unreadable: int
     path: Path
+    known: np.ndarray
     origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -92,8 +100,28 @@ class Dataset:
             content_hash=metadata["content_hash"],
             num_unreadable=metadata["num_unreadable"],
             path=path,
+            known=_read_known(path, splits["train"].labels),
             origin=metadata.get("origin", {}),  # older data sets have none
         )
+
+    @property
+    def supervision(self) -> Supervision:
+        """How many of the training images have a label that may be trained on."""
+        return "full" if self.known.all() else "partial" if self.known.any() else "none"
+
+    @property
+    def training_labels(self) -> np.ndarray:
+        """(N,) int64 labels of the training images, -1 where they may not be trained on."""
+        return np.where(self.known, self.train.labels, -1)
+
+    def scoring_labels(self, name: str) -> np.ndarray:
+        """(N,) int64 labels of a split that score its clusters, -1 for those that must not.
+
+        Partial labels do not: the clusters were made from them.
+        """
+        if name == "train" and self.supervision == "partial":
+            return np.where(self.known, -1, self.train.labels)
+        return self.split(name).labels
 
     def split(self, name: str) -> Split:
         return {"train": self.train, "test": self.test}[name]
@@ -120,11 +148,17 @@ class Dataset:
         return height, width, channels
 
 
+def _read_known(path: Path, labels: np.ndarray) -> np.ndarray:
+    file = path / KNOWN
+    return np.array(read_array(file)) if file.exists() else labels >= 0
+
+
 class DatasetWriter:
     """Streams images into a Dataset, all training images first; made by `writing_dataset`."""
 
     def __init__(self, directory: Path, image_shape: tuple[int, int, int]) -> None:
         self.metadata: dict[str, Any] = {}
+        self._directory = directory
         self._images = {
             s: _GrowingArray(directory / f"{s}_images.npy", image_shape, np.uint8) for s in SPLITS
         }
@@ -162,8 +196,14 @@ class DatasetWriter:
         content_hash: str,
         num_unreadable: int,
         origin: Mapping[str, str] | None = None,
+        known: np.ndarray | None = None,
     ) -> None:
-        """Set the Dataset's other attributes, known when the last image has been added."""
+        """Set the Dataset's other attributes, known when the last image has been added.
+
+        `known` is None where every label may be trained on.
+        """
+        if known is not None:
+            np.save(self._directory / KNOWN, known)
         self.metadata = {
             "name": name,
             "class_names": list(class_names),

@@ -17,8 +17,10 @@ class SplitEmbeddings:
 
     Attributes:
         embedding: (N, D) float32: z.
-        cross_entropy: (N,) float32: of the head against the label, NaN where it is unknown.
-        predicted: (N,) int64: class that the head predicts.
+        cross_entropy: (N,) float32: of the head against what a training image was trained to give,
+            or against the label of a test image; NaN where there is neither.
+        predicted: (N,) int64: output of the head that it predicts, a class or a cluster; -1
+            without a head.
     """
 
     embedding: np.ndarray

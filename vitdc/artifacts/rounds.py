@@ -24,7 +24,7 @@ class RoundRow:
         round: 0 is the initial training.
         loss: l = cross_entropy + gamma * clustering_loss, over all training images; none in
             round 0, which has no clusters to be trained against.
-        cross_entropy: Mean over the labelled training images, in nats.
+        cross_entropy: Mean over the training images that had a target in the round, in nats.
         clustering_loss: Mean squared distance to the frozen centroids of the round before.
         nmi_train: NMI of the clustering that ends the round; likewise the next three.
         changed: Share of the training images that changed cluster in this round.

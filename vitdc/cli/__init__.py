@@ -25,8 +25,8 @@ __all__ = ["COMMANDS", "OTHERS", "PARAMS_OPTIONS", "cli", "find_command", "main"
 
 COMMANDS = {
     "prepare": "Read images from their source into the prepared format.",
-    "pretrain": "Train the ViT on the labels (eq. 1-5); the result is round 0.",
-    "embed": "Embed every image of both splits, with its cross-entropy and predicted class.",
+    "pretrain": "Train the ViT, on labels (eq. 1-5) or on none; the result is round 0.",
+    "embed": "Embed every image of both splits, with its cross-entropy and what the head predicts.",
     "cluster": "Cluster the training embeddings; test images go to their nearest centroid.",
     "retrain": "Train on with the joint loss (eq. 8), against the frozen clusters of the round"
     " before.",

@@ -9,6 +9,7 @@ folder, s3, dvc
             where image files can lie
 fetching    files that come over a network
 decoding    one image file -> pixels, over all cores
+labels      which labels may be trained on
 sampling    stratified, seeded split and subset
 version     what changes when the images behind a configuration do
 statistics  mean, standard deviation and content hash, streaming
@@ -41,7 +42,7 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
 
     Raises:
         InputError: The source is unknown, not there, empty or ambiguous, or has more unreadable
-            images than allowed.
+            images than allowed; or `data.labels` asks for labels that are not there.
     """
     # Imported here, because every decoding process imports this package and needs none of it.
     from vitdc.data.opening import open_source
@@ -59,8 +60,12 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
         output: As of `write_dataset`.
     """
     from vitdc.artifacts import writing_dataset
+    from vitdc.data.labels import KnownLabels
     from vitdc.data.statistics import ContentHash, PixelStatistics
 
+    known = KnownLabels(config)
+    if source.train_labels is not None:
+        known.check(source.train_labels)
     statistics = PixelStatistics(source.image_shape[2])
     content = ContentHash(source.image_shape)
     made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
@@ -73,6 +78,7 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
             content.update(batch.split, batch.images, batch.labels)
             if batch.split == "train":
                 statistics.update(batch.images)
+                known.update(batch.names, batch.labels)
         mean, std = statistics.mean_std()
         dataset.describe(
             name=name,
@@ -82,4 +88,5 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
             content_hash=content.hexdigest(source.class_names),
             num_unreadable=source.num_unreadable,
             origin=source.origin,
+            known=known.choose(),
         )

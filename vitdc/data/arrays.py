@@ -70,6 +70,7 @@ class ArraySource:
     image_shape: tuple[int, int, int]
     num_unreadable = 0
     origin: ClassVar[Mapping[str, str]] = {}
+    train_labels: ClassVar[None] = None  # reading the images is as quick
 
     _load: dict[str, Callable[[], LabelledImages]]
     _config: DataConfig

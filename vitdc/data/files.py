@@ -115,6 +115,11 @@ class FileSource:
     def num_unreadable(self) -> int:
         return len(self._unreadable)
 
+    @property
+    def train_labels(self) -> np.ndarray:
+        labels: np.ndarray = self._labels[self._chosen["train"]]
+        return labels
+
     def batches(self) -> Generator[Batch]:
         """Decode all chosen images.
 

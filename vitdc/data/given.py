@@ -420,12 +420,12 @@ class GivenSource:
 
         Args:
             images: See the module.
-            labels: (N,), or None where the images bring class indices of their own.
+            labels: (N,), or None where there are none or the images bring class indices.
             test: Held-out images and labels.
             config: Its image_size, channels, test_fraction and seed count.
 
         Raises:
-            InputError: They are not images, have no labels, or do not fit each other.
+            InputError: They are not images, or do not fit each other.
         """
         given, held_out = open_given(images), open_given(test[0]) if test else None
         target = Target.of(given.shape, config)
@@ -444,8 +444,12 @@ class GivenSource:
         codes: list[np.ndarray | None] = [None] * len(columns)
         classes = None
         if given.class_names is None:
-            encoded = encode_labels(*(values for _, values, _ in columns))
-            codes, classes = [each.codes for each in encoded], encoded[0].classes
+            encoded = encode_labels(*(_or_unknown(values, of) for of, values, _ in columns))
+            counts = [of.num_images for of, _, _ in columns]
+            codes = [
+                e.codes if n is not None else None for e, n in zip(encoded, counts, strict=True)
+            ]
+            classes = encoded[0].classes
         if held_out is not None:
             parts = {
                 "train": Part(given, codes[0]),
@@ -458,6 +462,11 @@ class GivenSource:
     @property
     def image_shape(self) -> Shape:
         return self.target.shape
+
+    @property
+    def train_labels(self) -> np.ndarray | None:
+        codes, rows = self.parts["train"].codes, self.parts["train"].rows
+        return codes if codes is None or rows is None else codes[rows]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -475,19 +484,20 @@ class GivenSource:
                 end = start + len(chunk.images)
                 rows = np.arange(start, end) if part.rows is None else part.rows[start:end]
                 labels = chunk.labels if part.codes is None else part.codes[rows]
+                if labels is None:
+                    labels = [UNKNOWN] * len(rows)
                 names = [f"{part.prefix}{row:010d}" for row in rows]
                 yield Batch(split, names, np.array(labels, np.int64), chunk.images)
                 start = end
 
 
+def _or_unknown(labels: Any, given: Given) -> Any:
+    return np.full(given.num_images or 0, UNKNOWN) if labels is None else labels
+
+
 def _check_labels(given: Given, labels: Any, name: str) -> None:
     if given.class_names is not None and labels is not None:
         raise InputError(f"{name}: the images bring their own; leave {name} out")
-    if given.class_names is None and labels is None:
-        raise InputError(
-            f"{name}: needed, because the ViT is trained on them (L_ViT, eq. 5), and training"
-            " without any is not there yet; give -1 for images whose class is unknown"
-        )
     if labels is not None and not hasattr(labels, "__len__"):
         raise InputError(f"{name}: a {type(labels).__name__}, but one per image is needed")
     if labels is not None and given.num_images is not None and len(labels) != given.num_images:

@@ -54,6 +54,15 @@ def subset(names: Sequence[str], labels: np.ndarray, *, limit: int | None, seed:
     return _lowest_ranks(names, labels, classes, apportion(counts, limit), seed=seed)
 
 
+def fraction_per_class(
+    names: Sequence[str], labels: np.ndarray, *, fraction: float, seed: int
+) -> np.ndarray:
+    """Indices of the nearest whole number to `fraction` of every class, halves up, ascending."""
+    classes, counts = np.unique(labels, return_counts=True)
+    take = np.floor(fraction * counts + 0.5).astype(np.int64)
+    return _lowest_ranks(names, labels, classes, take, seed=seed)
+
+
 def _lowest_ranks(
     names: Sequence[str], labels: np.ndarray, classes: np.ndarray, take: np.ndarray, *, seed: int
 ) -> np.ndarray:

@@ -43,5 +43,9 @@ class Source(Protocol):
     def num_unreadable(self) -> int:
         """Images skipped so far; final once `batches` is exhausted."""
 
+    @property
+    def train_labels(self) -> np.ndarray | None:
+        """Labels of the training images, where they are known before any image is read."""
+
     def batches(self) -> Generator[Batch]:
         """Stream all training images, then all test images."""

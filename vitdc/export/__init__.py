@@ -101,7 +101,7 @@ def describe(
     limit = predictor.unsure_limit
     config = ModelConfig.parse(checkpoint.model, where=str(checkpoint.path))
     architecture = timm_arguments(
-        config, image_shape=checkpoint.image_shape, num_classes=len(checkpoint.class_names)
+        config, image_shape=checkpoint.image_shape, num_outputs=checkpoint.num_outputs
     )
     return {
         "model": file_name,

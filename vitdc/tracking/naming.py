@@ -79,7 +79,7 @@ def round_points(rows: Iterable[RoundRow]) -> Points:
 def score_points(round: int, scores: ClusteringScores) -> Points:
     """How good a clustering is, under the names of `round_points` where that has them."""
     splits = {"train": scores.train, "test": scores.test}
-    values = {f"{key}_{s}": v for s, of in splits.items() for key, v in of._asdict().items()}
+    values = {f"{key}_{s}": v for s, of in splits.items() for key, v in of.scores().items()}
     values |= {
         "silhouette": scores.silhouette,
         "changed": scores.changed,

@@ -1,0 +1,45 @@
+"""Which objective the initial training has, and why."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from vitdc.artifacts import Supervision
+from vitdc.errors import InputError
+
+Asked = Literal["auto", "supervised", "simclr", "vicreg"]
+DEFAULT: Literal["simclr"] = "simclr"
+"""Self-supervision where nothing else is asked for."""
+
+
+class Choice(NamedTuple):
+    """An objective by name, None for no training at all, and the reason in words."""
+
+    objective: Literal["supervised", "simclr", "vicreg"] | None
+    reason: str
+
+
+def choose_initial(asked: Asked, *, supervision: Supervision, is_pretrained: bool) -> Choice:
+    """Resolve `pretraining.objective`.
+
+    Args:
+        asked: Its value.
+        supervision: How many training images have a label that may be trained on.
+        is_pretrained: Whether the model has pretrained weights.
+
+    Raises:
+        InputError: Labels are needed, and there are none to train on.
+    """
+    if asked == "supervised" and supervision == "none":
+        raise InputError(
+            "pretraining.objective: supervised, but no label may be trained on (eq. 5 needs them);"
+            " label some images and leave data.labels at auto, or take auto, simclr or vicreg"
+        )
+    if asked != "auto":
+        return Choice(asked, "pretraining.objective says so")
+    if supervision == "none":
+        if is_pretrained:
+            return Choice(None, "no label may be trained on, and the weights are pretrained")
+        return Choice(DEFAULT, "no label may be trained on")
+    which = {"full": "all", "partial": "some"}[supervision]
+    return Choice("supervised", f"{which} training images have a label to train on")
