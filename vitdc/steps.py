@@ -99,6 +99,7 @@ def pretrain(
     from vitdc.model import build_model
     from vitdc.objectives import Joint, SelfSupervised, Supervised, choose_initial
     from vitdc.seeding import seeded
+    from vitdc.weights import fingerprint
 
     images = Dataset.load(dataset)
     choice = choose_initial(
@@ -128,15 +129,17 @@ def pretrain(
             )
     description = Checkpoint(
         round=0,
-        model=model.model_dump(),
+        model=model.model_dump()
+        | {"name": model.name or vit.backbone.name, "trainable": vit.trainable},
         image_shape=images.image_shape,
         class_names=images.class_names,
         num_outputs=num_outputs,
         supervision=images.supervision if is_supervised else "none",
-        mean=images.mean,
-        std=images.std,
+        mean=vit.backbone.mean,
+        std=vit.backbone.std,
         history=[],
         path=output,
+        backbone=vit.backbone.described(),
     )
     return _train(
         vit,
@@ -147,7 +150,7 @@ def pretrain(
         compute=compute,
         seed=seed,
         made_by=_made_by(
-            "pretrain", [dataset], model, pretraining, compute, seed=seed, **_weights_hash(model)
+            "pretrain", [dataset], model, pretraining, compute, seed=seed, **fingerprint(model)
         ),
         scratch=scratch,
         watcher=watcher,
@@ -574,13 +577,6 @@ def _made_by(step: str, inputs: list[Path], *sections: Section, **values: Any) -
         **{section.section_name(): section.model_dump() for section in sections},
         **values,
     }
-
-
-def _weights_hash(model: ModelConfig) -> dict[str, str]:
-    """The content of a local weights file is an input, its path is not enough to name it."""
-    if not isinstance(model.pretrained, str):
-        return {}
-    return {"pretrained_sha256": artifacts.sha256(Path(model.pretrained))}
 
 
 def _parameters(paths: list[Path], evaluation: EvaluationConfig) -> dict[str, Any]:
