@@ -134,7 +134,7 @@ class DeepClusteringViT(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Frozen parts stay in evaluation mode: no drop path, no running statistics."""
         super().train(mode)
-        for module in self.modules():
+        for module in self.vit.modules():
             parameters = list(module.parameters())
             if parameters and not any(each.requires_grad for each in parameters):
                 module.eval()
