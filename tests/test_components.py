@@ -32,8 +32,9 @@ BEYOND_STEP = {
     "cluster": {"checkpoint"},  # to put it into the state
     "evaluate": {"verdict"},  # by which the pipeline decides whether it runs
 }
-
-NOT_INPUTS = ("return", "output", "scratch", "watcher")
+# Only a shortcut, which no task takes: the features of a frozen backbone are computed anew in each.
+SHORTCUTS = ("features",)
+NOT_INPUTS = ("return", "output", "scratch", "watcher", *SHORTCUTS)
 
 
 def step_arguments(name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from toys import SMALL_PARAMS, contents
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 BUCKET = "team"
-STAGES = ("prepare", "pretrain", "refine", "evaluate")
+STAGES = ("prepare", "pretrain", "embed", "refine", "evaluate")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,4 +1,4 @@
-"""The ViT: equations 1 to 4, its own preprocessing, pretrained weights, and what it refuses."""
+"""The ViT: equations 1 to 4, its own preprocessing, checkpoints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from toys import MODEL
@@ -113,7 +112,7 @@ def test_drop_path_rises_from_the_first_layer_to_the_last_and_is_off_in_evaluati
 @pytest.mark.parametrize("side", [4, 16])
 def test_images_of_another_size_are_resized_in_the_model(images: Tensor, side: int) -> None:
     model = build(image_size=side)
-    assert model.image_size == (side, side)
+    assert model.backbone.image_size == (side, side)
     resized = functional.interpolate(
         images, (side, side), mode="bilinear", antialias=True, align_corners=False
     )
@@ -134,7 +133,7 @@ def test_reading_pixels_does_not_touch_the_array() -> None:
     assert pixels.min() == 255
 
 
-# --- checkpoints and pretrained weights --------------------------------------------------------
+# --- checkpoints and heads ---------------------------------------------------------------------
 
 
 def test_a_checkpoint_gives_the_same_model_back(images: Tensor, tmp_path: Path) -> None:
@@ -159,41 +158,6 @@ def test_a_checkpoint_gives_the_same_model_back(images: Tensor, tmp_path: Path) 
         assert torch.equal(found, expected)
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """A .safetensors file with timm's names, of a model for 16-pixel images."""
-    path = tmp_path / "weights.safetensors"
-    vit = build(image_size=16).vit
-    with torch.no_grad():
-        for parameter in vit.parameters():
-            parameter.add_(0.5)
-    save_file(vit.state_dict(), path)
-    return path
-
-
-def test_a_local_file_of_the_same_model_is_loaded_exactly(weights: Path) -> None:
-    found = build(image_size=16, pretrained=str(weights)).vit.state_dict()
-    expected = load_file(weights)
-    for name in expected:
-        if not name.startswith("head."):  # timm starts the head afresh
-            assert torch.equal(found[name], expected[name]), name
-
-
-def test_position_embeddings_of_another_image_size_are_interpolated(weights: Path) -> None:
-    found, expected = build(pretrained=str(weights)).vit.state_dict(), load_file(weights)
-    assert found["pos_embed"].shape == (1, 5, 16)
-    assert torch.equal(found["pos_embed"][:, 0], expected["pos_embed"][:, 0])  # the class token's
-    means = found["pos_embed"][0, 1:].mean(), expected["pos_embed"][0, 1:].mean()
-    assert means[0].item() == pytest.approx(means[1].item(), abs=0.01)
-    assert torch.equal(found["blocks.1.mlp.fc1.weight"], expected["blocks.1.mlp.fc1.weight"])
-
-
-def test_weights_of_another_number_of_classes_keep_a_fresh_head(weights: Path) -> None:
-    config = ModelConfig(**{**MODEL.model_dump(), "pretrained": str(weights)})
-    model = build_model(config, image_shape=(16, 16, 1), num_outputs=7, mean=(0.4,), std=(0.2,))
-    assert model.vit.head.weight.shape == (7, 16)
-
-
 def test_only_a_head_of_another_width_is_replaced_and_the_seed_says_by_which() -> None:
     model, again = build(), build()
     kept = model.vit.head.weight.clone()
@@ -207,21 +171,6 @@ def test_only_a_head_of_another_width_is_replaced_and_the_seed_says_by_which() -
     assert torch.equal(model.vit.head.bias, torch.zeros(5))
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "other names", "too few layers"])
-def test_weights_that_do_not_fit_are_refused_not_left_random(weights: Path, damage: str) -> None:
-    changes: dict[str, Any] = {}
-    if damage == "text":
-        weights.write_bytes(b"these are no weights " * 10)
-    elif damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage == "other names":
-        save_file({"encoder.weight": torch.zeros(3)}, weights)
-    else:
-        changes = {"depth": 3}
-    with pytest.raises(InputError, match=r"model\.pretrained: .*weights\.safetensors"):
-        build(pretrained=str(weights), **changes)
-
-
 # --- what is refused ---------------------------------------------------------------------------
 
 
@@ -229,20 +178,21 @@ def test_weights_that_do_not_fit_are_refused_not_left_random(weights: Path, dama
     ("values", "message"),
     [
         ({"name": "vit_tinny_patch16_224"}, "near are vit_tiny_patch16_224"),
-        ({"name": "resnet18"}, "model.name: timm has no ViT called 'resnet18'"),
+        ({"name": "dinov3"}, "model.name: timm has no model called 'dinov3'"),
         (
             {"name": "vit_tiny_patch16_224.nonsense"},
             "model.name: .*nonsense.*; it has vit_tiny_patch16_224\\.",
         ),
-        ({"name": "vit_relpos_small_patch16_224"}, "not a plain VisionTransformer"),
-        ({"name": "vit_small_r26_s32_224", "patch_size": None}, "model.patch_size: needed"),
         ({"patch_size": 3}, "3 does not divide the image side 8; these do: 1, 2, 4, 8"),
         ({"patch_size": None}, "16 does not divide the image side 8"),
         ({"image_size": 10}, "4 does not divide the image side 10"),
         ({"num_heads": 3}, "model.num_heads: 3 does not divide model.embed_dim 16"),
         ({"num_heads": 5, "embed_dim": None}, "divisible by num_heads"),
-        ({"pretrained": "nowhere.safetensors"}, "nowhere.safetensors is not a .safetensors file"),
-        ({"pretrained": __file__}, "is not a .safetensors file"),
+        (
+            {"image_size": 224, "patch_size": 2},
+            "2 cuts images of 224 x 224 pixels into 12544 tokens, .*; take 16 .196 tokens.,",
+        ),
+        ({"trainable": "last_3"}, "model.trainable: last_3, but .* has 2 blocks"),
     ],
 )
 def test_what_cannot_be_built_is_named(values: dict[str, Any], message: str) -> None:

@@ -27,8 +27,10 @@ from vitdc.artifacts import (
     Round,
     Supervision,
 )
+from vitdc.config import ModelConfig
 from vitdc.errors import InputError
-from vitdc.model import build_model, load_model
+from vitdc.model import load_model
+from vitdc.quick_timm import timm
 from vitdc.seeding import seeded
 
 NUM_CLUSTERS = 4  # one more than there are classes
@@ -156,16 +158,12 @@ def test_without_labels_pretrained_weights_are_kept_as_they_are(
 ) -> None:
     dataset = toys.write_toy_dataset(tmp_path / "dataset", num_known=0)
     with seeded(1):
-        vit = build_model(
-            toys.MODEL, image_shape=(8, 8, 1), num_outputs=0, mean=(0.25,), std=(0.3,)
-        ).vit
+        vit = timm.create_model("test_vit", num_classes=0)
     save_file(vit.state_dict(), tmp_path / "weights.safetensors")
     with caplog.at_level(logging.INFO, logger="vitdc"):
         found = steps.pretrain(
             dataset=dataset,
-            model=toys.MODEL.model_copy(
-                update={"pretrained": str(tmp_path / "weights.safetensors")}
-            ),
+            model=ModelConfig(name="test_vit", pretrained=str(tmp_path / "weights.safetensors")),
             pretraining=toys.PRETRAINING,
             compute=COMPUTE,
             seed=0,

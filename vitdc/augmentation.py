@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from vitdc.config import TrainingConfig
 
+RANDOM = ("flip", "shift", "rotate", "zoom", "jitter", "mixup", "cutmix")
+"""All that changes images in training, by their knobs."""
+
 
 def augment(images: Tensor, config: TrainingConfig) -> Tensor:
     """Flip, shift, rotate, zoom and jitter as the training section says.

@@ -155,13 +155,16 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The Vision Transformer: a timm model and what to change in it."""
+    """The backbone, any timm model that embeds images, and what to change in it."""
 
-    name: str = "vit_tiny_patch16_224"
-    """Any timm `vit_*` model; the fields below override its architecture."""
+    name: NonEmpty | None = None
+    """timm's name, e.g. `vit_small_patch14_reg4_dinov2.lvd142m`; docs/backbones.md compares some.
+    Null means that of the pretrained weights where they say it (`local-dir:`, results), else
+    `vit_tiny_patch16_224`. The fields below that shape the architecture are for those who train
+    from scratch; one that an architecture does not have is refused."""
     image_size: PositiveInt | None = None
     """Side of the images the model sees; other sizes are resized to it in the batch. Null means
-    the size of the prepared images."""
+    the size of the prepared images, and with pretrained weights the size these are made for."""
     patch_size: PositiveInt | None = None
     """Side P of a patch (eq. 1); must divide the image size. Null keeps timm's."""
     embed_dim: PositiveInt | None = None
@@ -170,15 +173,31 @@ class ModelConfig(Section):
     """Number L of encoder layers (eq. 2-3); null keeps timm's."""
     num_heads: PositiveInt | None = None
     """Attention heads per layer; must divide the width. Null keeps timm's."""
-    pooling: Literal["token", "mean"] = "mean"
-    """The image representation: the class `token` (the paper's) or the `mean` of the patches."""
+    pooling: Literal["token", "mean"] | None = None
+    """The image representation: the class `token` (the paper's) or the `mean` of the patches. Null
+    means that of pretrained weights, which know no other, and the mean from scratch."""
     normalize: bool = True
     """L2-normalise embeddings. `false` is the paper's letter; the clustering loss can then be
     lowered by merely shrinking the embeddings."""
     drop_path: Fraction = 0.0
-    """Stochastic depth rate of the last layer, rising linearly from 0 at the first."""
-    pretrained: bool | str = False
-    """`true` loads timm's weights (downloaded by timm), a path loads that `.safetensors` file."""
+    """Stochastic depth rate of the last layer, rising linearly from 0 at the first; 0 keeps
+    timm's, which is 0 for a ViT."""
+    pretrained: bool | NonEmpty = False
+    """`true` takes timm's weights (downloaded once), `local-dir:FOLDER` a folder that timm has
+    saved (config.json and model.safetensors). A path takes a .safetensors file with timm's names,
+    or a run of vitdc: a results directory, its `model` or its `checkpoint`. Images are normalised
+    and sized as the weights need it, not as the data are."""
+    trainable: Annotated[str, Field(pattern=r"^(none|head|last_[1-9][0-9]*|all)$")] | None = None
+    """What training changes. `all`: every weight. `last_N`: the last N blocks, the final norm and
+    the head. `head`: the head, and a linear adapter between the frozen backbone and the embedding,
+    which begins as the identity. `none`: nothing. With `head` and `none` the backbone sees every
+    image once, without augmentation, and the rounds train on what it said. Null means `all` from
+    scratch and `head` with pretrained weights."""
+
+    @property
+    def resolved_trainable(self) -> str:
+        """`trainable`, with the default filled in."""
+        return self.trainable or ("head" if self.pretrained else "all")
 
 
 class TrainingConfig(Section):

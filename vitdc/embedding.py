@@ -1,21 +1,22 @@
-"""One streaming pass over the images: z, per-image cross-entropy, prediction of the head."""
+"""Streaming passes: z, per-image cross-entropy, prediction of the head; features below them."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from vitdc.artifacts import SplitEmbeddings
 from vitdc.errors import TrainingError
-from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.model import DeepClusteringViT, images_to_tensor, to_tensor
 from vitdc.objectives.supervised import cross_entropy_per_image
 from vitdc.progress import progress_bar
 
 
 @torch.inference_mode()
 def embed_split(
-    model: DeepClusteringViT,
-    images: np.ndarray,
+    model: nn.Module,
+    inputs: np.ndarray,
     targets: np.ndarray,
     out: SplitEmbeddings,
     *,
@@ -26,8 +27,8 @@ def embed_split(
     """Fill `out` for every image, batch by batch, in float32.
 
     Args:
-        model: In evaluation mode, on `device`.
-        images: (N, H, W, C) uint8, may be memory-mapped.
+        model: A `DeepClusteringViT`, or the `Top` of one; in evaluation mode, on `device`.
+        inputs: (N, H, W, C) uint8 images, or (N, D) float32 features; may be memory-mapped.
         targets: (N,) int64, may be memory-mapped: the output of the head that the cross-entropy is
             against, -1 for none.
         out: Arrays of N rows, e.g. memory maps; without a target the cross-entropy is NaN, and
@@ -39,11 +40,11 @@ def embed_split(
     Raises:
         TrainingError: The model's output is not finite.
     """
-    progress = progress_bar(total=len(images), desc=description, unit="image", leave=False)
+    progress = progress_bar(total=len(inputs), desc=description, unit="image", leave=False)
     with progress:
-        for start in range(0, len(images), batch_size):
+        for start in range(0, len(inputs), batch_size):
             rows = slice(start, start + batch_size)
-            output = model(images_to_tensor(images[rows], device))
+            output = model(to_tensor(inputs[rows], device))
             if not (output.embedding.isfinite().all() and output.logits.isfinite().all()):
                 raise TrainingError(
                     f"{description}: the model gives numbers that are not finite; train it again,"
@@ -55,3 +56,32 @@ def embed_split(
             has_head = output.logits.shape[1] > 0
             out.predicted[rows] = output.logits.argmax(dim=1).cpu().numpy() if has_head else -1
             progress.update(len(own))
+
+
+@torch.inference_mode()
+def represent_split(
+    model: DeepClusteringViT,
+    images: np.ndarray,
+    out: np.ndarray,
+    *,
+    device: torch.device,
+    batch_size: int,
+    description: str = "features",
+) -> None:
+    """Fill `out`, (N, D) float32, with what the backbone says about every image.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        images: (N, H, W, C) uint8, may be memory-mapped.
+        out: E.g. a memory map.
+        device: Where the model is.
+        batch_size: Images per batch, fewer if they are large.
+        description: Label of the progress bar.
+    """
+    step = model.batch_size(batch_size)
+    progress = progress_bar(total=len(images), desc=description, unit="image", leave=False)
+    with progress:
+        for start in range(0, len(images), step):
+            batch = images_to_tensor(images[start : start + step], device)
+            out[start : start + step] = model.represent(batch).float().cpu().numpy()
+            progress.update(len(batch))

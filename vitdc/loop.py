@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from vitdc import artifacts, steps
-from vitdc.artifacts import CONTINUE, Checkpoint, Clustering, Round, RoundPaths, RoundRow
+from vitdc.artifacts import (
+    CONTINUE,
+    Checkpoint,
+    Clustering,
+    Embeddings,
+    Round,
+    RoundPaths,
+    RoundRow,
+)
 from vitdc.config import ClusteringConfig, ComputeConfig, ConvergenceConfig, JointConfig
 from vitdc.errors import InputError
 from vitdc.scratch import claimed
@@ -30,6 +38,7 @@ def refine(
     *,
     dataset: Path,
     checkpoint: Path,
+    embeddings: Path | None = None,
     clustering: ClusteringConfig,
     joint: JointConfig,
     convergence: ConvergenceConfig,
@@ -45,6 +54,7 @@ def refine(
     Args:
         dataset: Directory of the Dataset.
         checkpoint: Directory of the Checkpoint of round 0.
+        embeddings: Directory of its Embeddings, where `embed` has made them already.
         clustering: The k-means settings.
         joint: gamma, and how long and how to train in a round.
         convergence: epsilon and the most rounds.
@@ -56,10 +66,13 @@ def refine(
             checkpoint that ended it.
         watcher: Hears of batches, epochs, clusterings and how long steps take.
     """
-    if (found := Checkpoint.load(checkpoint).round) != 0:
+    first = Checkpoint.load(checkpoint)
+    if first.round != 0:
         raise InputError(
-            f"{checkpoint}: is of round {found}; the rounds start from what `pretrain` writes"
+            f"{checkpoint}: is of round {first.round}; the rounds start from what `pretrain` writes"
         )
+    if embeddings:
+        _check_embeddings(embeddings, dataset, checkpoint)
     made_by = {
         "step": "refine",
         "inputs": [artifacts.digest(dataset), artifacts.digest(checkpoint)],
@@ -77,12 +90,15 @@ def refine(
                 with watcher.timing(step.__name__, number):
                     step(output=output, **inputs)
 
+        features: Path | None = None
+
         def embed_and_cluster(number: int, here: RoundPaths, previous: Path | None) -> None:
             once(
                 steps.embed,
                 number,
                 dataset=dataset,
                 checkpoint=here.checkpoint,
+                features=features,
                 compute=compute,
                 output=here.embeddings,
             )
@@ -101,7 +117,10 @@ def refine(
         here = RoundPaths.in_directory(work / "00")
         if not here.checkpoint.exists():
             artifacts.copy(checkpoint, here.checkpoint)
+        if embeddings and not here.embeddings.exists():
+            artifacts.copy(embeddings, here.embeddings)
         embed_and_cluster(0, here, None)
+        features = here.embeddings if first.is_frozen else None
         history = Round(rows=[RoundRow(round=0, verdict=CONTINUE)])
         _report(history.rows, here, on_round, watcher)
         while history.verdict == CONTINUE:
@@ -113,6 +132,7 @@ def refine(
                 dataset=dataset,
                 checkpoint=before.checkpoint,
                 clustering=before.clustering,
+                features=features,
                 joint=joint,
                 compute=compute,
                 seed=seed,
@@ -134,6 +154,12 @@ def refine(
             history = Round.load(round_path(here))
             _report(history.rows, here, on_round, watcher)
     return history
+
+
+def _check_embeddings(embeddings: Path, dataset: Path, checkpoint: Path) -> None:
+    Embeddings.load(embeddings)
+    if artifacts.made_by(embeddings)["inputs"] != [*map(artifacts.digest, (dataset, checkpoint))]:
+        raise InputError(f"{embeddings}: was not made from {dataset} and {checkpoint}")
 
 
 def round_path(here: RoundPaths) -> Path:

@@ -1,4 +1,4 @@
-"""timm's Vision Transformer with a linear head, and its embedding (eq. 1 to 4).
+"""A timm model with a linear head, and its embedding (for a ViT, eq. 1 to 4 of the paper).
 
 The embedding is the image representation after the final LayerNorm; the head classifies that
 vector. With `model.normalize` the embedding that is clustered is scaled to length 1 afterwards;
@@ -6,31 +6,42 @@ the head sees it unscaled, because logits of unit vectors could not grow.
 
 The model takes images in [0, 1] and normalises and resizes them itself, so that whoever uses a
 checkpoint cannot get the preprocessing wrong.
+
+Above a frozen backbone the embedding would never change, so an adapter comes between the two, and
+the joint loss trains that. It is linear: distances of embeddings then are distances of features
+with directions weighed anew. A deeper one could fold the features around whatever clusters it is
+given, which lowers the loss and says nothing.
 """
 
 from __future__ import annotations
 
-import difflib
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitdc.artifacts import Checkpoint
+from vitdc.backbone import (
+    Backbone,
+    adapted_backbone,
+    backbone_of,
+    check_backbone,
+    check_name,
+    fresh_backbone,
+)
 from vitdc.config import ModelConfig
 from vitdc.errors import InputError
-from vitdc.quick_timm import (
-    VisionTransformer,
-    checkpoint_filter_fn,
-    init_weights_vit_timm,
-    timm,
-)
+from vitdc.quick_timm import init_weights_vit_timm
+from vitdc.weights import Pretrained, find_weights
+
+BATCH_VALUES = 2**24  # pixels times channels that the backbone sees at once, at most
 
 
 class Output(NamedTuple):
@@ -40,66 +51,184 @@ class Output(NamedTuple):
     logits: Tensor  # (B, num_outputs); no outputs where the model has no head
 
 
-class DeepClusteringViT(nn.Module):
-    """A ViT that returns the embedding and the logits of its head."""
+class Adapter(nn.Linear):
+    """(B, D) -> (B, D): x + (W x + b) / sqrt(D), which begins as the identity.
 
+    Weight decay pulls it back there. The root keeps one optimizer step, which moves every weight
+    about as far, from growing with D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        shift: Tensor = super().forward(input) * self.in_features**-0.5
+        return input + shift
+
+
+class DeepClusteringViT(nn.Module):
+    """A backbone that returns the embedding and the logits of its head."""
+
+    vit: Any  # a timm model
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        vit: VisionTransformer,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        normalize: bool,
+        self, vit: Any, backbone: Backbone, *, normalize: bool, trainable: str = "all"
     ) -> None:
         """
         Args:
             vit: timm model with a head.
-            mean: (C,) of the images, in [0, 1].
-            std: (C,) likewise.
+            backbone: Its description.
             normalize: Scale embeddings to length 1.
+            trainable: What training changes, as `model.trainable`.
+
+        Raises:
+            InputError: It has not the blocks that `trainable` counts.
         """
         super().__init__()
-        self.vit = vit
-        self.normalize = normalize
-        self.image_size: tuple[int, int] = vit.patch_embed.img_size
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.vit, self.backbone = vit, backbone
+        self.normalize, self.trainable = normalize, trainable
+        self.adapter = Adapter(self.embedding_dim) if trainable == "head" else None
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, -1, 1, 1))
+        if trainable != "all":
+            self.requires_grad_(False)
+            for module in self._trained_modules():
+                module.requires_grad_(True)
 
     @property
     def embedding_dim(self) -> int:
-        return int(self.vit.num_features)
+        return int(self.vit.head_hidden_size)
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier; the identity without one."""
+        head: nn.Module = self.vit.get_classifier()
+        return head
 
     @property
     def num_outputs(self) -> int:
         """Outputs of the head; 0 without one."""
         return int(self.vit.num_classes)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves the whole backbone as it is."""
+        return self.trainable in ("none", "head")
+
     def set_num_outputs(self, num_outputs: int) -> None:
         """Replace a head of another width by a fresh one, drawn from torch's global generator."""
         if num_outputs != self.num_outputs:
             self.vit.reset_classifier(num_outputs)
-            init_weights_vit_timm(self.vit.head)
+            init_weights_vit_timm(self.head)
+            self.head.requires_grad_(self.trainable != "none")
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the optimizer must not decay, biases and norms aside."""
-        return {f"vit.{name}" for name in self.vit.no_weight_decay()}
+        names = self.vit.no_weight_decay() if hasattr(self.vit, "no_weight_decay") else ()
+        return {f"vit.{name}" for name in names}
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen parts stay in evaluation mode: no drop path, no running statistics."""
+        super().train(mode)
+        for module in self.vit.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(each.requires_grad for each in parameters):
+                module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) float in [0, 1] -> embedding (B, D) and logits (B, num_outputs)."""
-        if images.shape[-2:] != self.image_size:
+        return self.finish(self.represent(images))
+
+    def represent(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float in [0, 1] -> (B, D): what the backbone says, eq. 4.
+
+        Greyscale images become as many equal channels as the backbone has.
+        """
+        if images.shape[-2:] != self.backbone.image_size:
+            size = self.backbone.image_size
             images = functional.interpolate(
-                images, self.image_size, mode="bilinear", antialias=True, align_corners=False
+                images, size, mode="bilinear", antialias=True, align_corners=False
             )
-        tokens = self.vit.forward_features((images - self.mean) / self.std)  # (B, 1 + N, D)
-        representation = self.vit.forward_head(tokens, pre_logits=True)  # (B, D), eq. 4
-        logits = self.vit.head(representation) if self.num_outputs else representation[:, :0]
+        features = self.vit.forward_features((images - self.mean) / self.std)  # (B, 1 + N, D)
+        representation: Tensor = self.vit.forward_head(features, pre_logits=True)
+        return representation
+
+    def finish(self, representation: Tensor) -> Output:
+        """(B, D) from `represent` -> embedding (B, D) and logits (B, num_outputs)."""
+        if self.adapter is not None:
+            representation = self.adapter(representation)
+        logits = self.head(representation) if self.num_outputs else representation[:, :0]
         embedding = representation.float()
         if self.normalize:
             embedding = functional.normalize(embedding, dim=1)
         return Output(embedding, logits.float())
+
+    def batch_size(self, asked: int) -> int:
+        """At most `asked` images, fewer where they are large."""
+        height, width = self.backbone.image_size
+        return max(1, min(asked, BATCH_VALUES // (height * width * len(self.backbone.mean))))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that `represent` depends on."""
+        head = {f"vit.{name}" for name in _classifier_names(self)}
+        digest = hashlib.sha256(json.dumps(asdict(self.backbone), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if name not in head and not name.startswith("adapter."):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
+
+    def _trained_modules(self) -> list[nn.Module]:
+        """What training changes, where it is not all."""
+        if self.trainable == "none":
+            return []
+        if self.adapter is not None:
+            return [self.adapter, self.head]
+        number = int(self.trainable.removeprefix("last_"))
+        blocks = getattr(self.vit, "blocks", None)
+        if not isinstance(blocks, nn.Sequential | nn.ModuleList) or number > len(blocks):
+            has = "no blocks in a row" if blocks is None else f"{len(blocks)} blocks"
+            raise InputError(
+                f"model.trainable: {self.trainable}, but {self.backbone.name} has {has}; take head"
+                " or all"
+            )
+        parts = (getattr(self.vit, name, None) for name in ("norm", "fc_norm", "attn_pool"))
+        return [*blocks[-number:], *(part for part in parts if part is not None), self.head]
+
+
+class Top(nn.Module):
+    """The part of a model above its frozen backbone: takes features (B, D) for images.
+
+    It shares the adapter and the head with the model; its state is only theirs.
+    """
+
+    def __init__(self, model: DeepClusteringViT) -> None:
+        super().__init__()
+        self.adapter, self.head = model.adapter, model.head
+        self._finish = model.finish
+
+    def forward(self, features: Tensor) -> Output:
+        return self._finish(features)
+
+
+def to_tensor(batch: np.ndarray, device: torch.device) -> Tensor:
+    """Images or features for a model.
+
+    Args:
+        batch: (B, H, W, C) uint8 images, or (B, D) float32 features.
+        device: Where to.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1], or (B, D).
+    """
+    if batch.ndim == 2:
+        return torch.from_numpy(np.array(batch)).to(device)
+    return images_to_tensor(batch, device)
 
 
 def images_to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
@@ -122,43 +251,30 @@ def build_model(
         config: The `model` section.
         image_shape: (H, W, C) of the prepared images.
         num_outputs: Of the head; 0 makes a model without one.
-        mean: (C,) of the training images, in [0, 1].
+        mean: (C,) of the training images, in [0, 1]; pretrained weights have their own.
         std: (C,) likewise.
 
     Raises:
         InputError: The name is unknown, sizes do not fit each other, or weights cannot be had.
     """
-    arguments = timm_arguments(config, image_shape=image_shape, num_outputs=num_outputs)
-    vit = _create(config, **arguments)
-    return DeepClusteringViT(vit, mean=mean, std=std, normalize=config.normalize)
-
-
-def timm_arguments(
-    config: ModelConfig, *, image_shape: tuple[int, int, int], num_outputs: int
-) -> dict[str, Any]:
-    """What `timm.create_model` gets beside the name.
-
-    Raises:
-        InputError: The name is unknown, or sizes do not fit each other.
-    """
-    _check_name(config.name)
-    height, width, channels = image_shape
-    image_size = (config.image_size,) * 2 if config.image_size else (height, width)
-    patch_size = config.patch_size or _default_patch_size(config.name)
-    _check_sizes(config, image_size, patch_size)
-    overrides = {
-        key: value
-        for key in ("patch_size", "embed_dim", "depth", "num_heads")
-        if (value := getattr(config, key)) is not None
-    }
-    return {
-        "img_size": image_size,
-        "in_chans": channels,
-        "num_classes": num_outputs,
-        "global_pool": {"token": "token", "mean": "avg"}[config.pooling],
-        "drop_path_rate": config.drop_path,
-        **overrides,
-    }
+    if config.name:
+        check_name(config.name)
+    weights = find_weights(config)
+    if weights is None:
+        backbone = fresh_backbone(config, image_shape=image_shape, mean=mean, std=std)
+        check_backbone(backbone, config)
+        vit = backbone.create(num_outputs)
+    else:
+        _check_channels(weights, image_shape[2])
+        backbone = adapted_backbone(weights.backbone, config, weights.origin)
+        check_backbone(backbone, config)
+        vit = _load(backbone, weights)
+    trainable = config.resolved_trainable
+    model = DeepClusteringViT(vit, backbone, normalize=config.normalize, trainable=trainable)
+    model.set_num_outputs(num_outputs)
+    if weights is not None and weights.adapter:
+        _load_adapter(model, weights)
+    return model
 
 
 def load_model(
@@ -170,99 +286,78 @@ def load_model(
         checkpoint: Describes the model.
         weights: Its state dict; None reads the one in the checkpoint's directory.
     """
-    config = ModelConfig.parse(
-        {**checkpoint.model, "pretrained": False}, where=f"{checkpoint.path}: model"
-    )
+    backbone = backbone_of(checkpoint)
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
-        model = build_model(
-            config,
-            image_shape=checkpoint.image_shape,
-            num_outputs=checkpoint.num_outputs,
-            mean=checkpoint.mean,
-            std=checkpoint.std,
+        model = DeepClusteringViT(
+            backbone.create(checkpoint.num_outputs),
+            backbone,
+            normalize=checkpoint.model["normalize"],
+            trainable=checkpoint.trainable,
         )
     model.load_state_dict(checkpoint.weights() if weights is None else weights)
     return model.eval()
 
 
-def _create(config: ModelConfig, **kwargs: Any) -> VisionTransformer:
-    if isinstance(config.pretrained, str):
-        path = Path(config.pretrained)
-        if path.suffix != ".safetensors" or not path.is_file():
-            raise InputError(
-                f"model.pretrained: {path} is not a .safetensors file; give one with timm's names,"
-                " true (timm downloads) or false (fresh weights)"
-            )
-        kwargs["pretrained_cfg_overlay"] = {"file": str(path), "custom_load": False}
-    try:
-        model = timm.create_model(config.name, pretrained=bool(config.pretrained), **kwargs)
-    except AssertionError as error:  # timm's own check, e.g. of width against heads
-        raise InputError(f"model: {config.name} cannot be built this way: {error}") from None
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not config.pretrained:
-            raise
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(
-            f"model.pretrained: weights for {config.name} cannot be loaded from"
-            f" {config.pretrained if isinstance(config.pretrained, str) else 'timm'}: {reason}"
-        ) from None
-    if not isinstance(model, VisionTransformer):
-        raise InputError(
-            f"model.name: {config.name} is timm's {type(model).__name__}, not a plain"
-            " VisionTransformer; take e.g. vit_tiny_patch16_224 or vit_small_patch16_224"
-        )
-    if isinstance(config.pretrained, str):
-        _check_complete(model, Path(config.pretrained))
-    return model
+def _load(backbone: Backbone, weights: Pretrained) -> Any:
+    """The backbone with these weights and no head; timm resamples what depends on the image size.
 
-
-def _check_complete(model: VisionTransformer, path: Path) -> None:
-    """Refuse a file without weights for some layer: timm would leave it at random in silence.
-
-    The head is always fresh, and the final norm is where the pooling is not the file's.
+    timm loads strictly only where the number of classes is the same, so it is told that it is.
     """
-    found = checkpoint_filter_fn(load_file(path), model)
-    fresh = ("head.", "norm.", "fc_norm.")
-    missing = [name for name in model.state_dict() if name not in found]
-    missing = [name for name in missing if not name.startswith(fresh)]
+    height, width = weights.backbone.image_size
+    settings: dict[str, Any] = {
+        "state_dict": dict(weights.tensors),
+        "input_size": (len(backbone.mean), height, width),
+        "num_classes": 0,
+        "classifier": None,
+    }
+    try:
+        vit = backbone.create(0, pretrained=True, pretrained_cfg_overlay=settings)
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"model.pretrained: {weights.origin} does not fit {backbone.name}: {_misfit(error)}"
+        ) from None
+    vit.pretrained_cfg.pop("state_dict")  # a second copy of all weights
+    return vit
+
+
+def _misfit(error: Exception) -> str:
+    """What torch says about tensors that do not fit, in a line."""
+    text = str(error)
+    sizes = re.search(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", text)
+    if sizes:
+        name, there, here = sizes.groups()
+        return f"{name} has the shape {there} there and {here} here; change name or sizes in model"
+    missing = re.search(r"Missing key\(s\) in state_dict: \"(.*?)\"", text)
     if missing:
+        return (
+            f"there are no weights for {missing[1]}; the file has to be of the same architecture"
+            " and pooling, with timm's names"
+        )
+    unknown = re.search(r"Unexpected key\(s\) in state_dict: \"(.*?)\"", text)
+    if unknown:
+        return f"there is no place for {unknown[1]} here; is it of another architecture or pooling?"
+    return text.strip().splitlines()[-1].strip()
+
+
+def _load_adapter(model: DeepClusteringViT, weights: Pretrained) -> None:
+    if model.adapter is None:
         raise InputError(
-            f"model.pretrained: {path} has no weights for {len(missing)} tensors of this model,"
-            f" e.g. {missing[0]}; give a file of the same architecture, with timm's names"
+            f"model.trainable: {model.trainable}, but {weights.origin} was trained with an adapter"
+            " above its backbone; take head"
+        )
+    model.adapter.load_state_dict(dict(weights.adapter))
+
+
+def _check_channels(weights: Pretrained, num_channels: int) -> None:
+    needed = len(weights.backbone.mean)
+    if num_channels not in (1, needed):
+        raise InputError(
+            f"data.channels: the images have {num_channels}, but {weights.origin} is for {needed};"
+            f" set data.channels={needed}"
         )
 
 
-def _check_name(name: str) -> None:
-    known = timm.list_models("vit_*")
-    architecture, _, tag = name.partition(".")
-    if architecture not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        raise InputError(
-            f"model.name: timm has no ViT called {name!r}"
-            + (f"; near are {', '.join(near)}" if near else "; see timm.list_models('vit_*')")
-        )
-    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
-        raise InputError(f"model.name: timm has no {name!r}; it has {', '.join(tagged)}")
-
-
-def _default_patch_size(name: str) -> int:
-    """The patch size in a timm name, e.g. 16 in vit_tiny_patch16_224."""
-    digits = [part[5:] for part in name.split("_") if part.startswith("patch")]
-    if not digits or not digits[0].isdigit():
-        raise InputError(f"model.patch_size: needed, because the name {name!r} does not tell one")
-    return int(digits[0])
-
-
-def _check_sizes(config: ModelConfig, image_size: tuple[int, ...], patch_size: int) -> None:
-    for side in image_size:
-        if side % patch_size:
-            divisors = [str(d) for d in range(1, side + 1) if side % d == 0]
-            raise InputError(
-                f"model.patch_size: {patch_size} does not divide the image side {side}; these do:"
-                f" {', '.join(divisors)} (or set model.image_size)"
-            )
-    if config.embed_dim and config.num_heads and config.embed_dim % config.num_heads:
-        raise InputError(
-            f"model.num_heads: {config.num_heads} does not divide model.embed_dim"
-            f" {config.embed_dim}"
-        )
+def _classifier_names(model: DeepClusteringViT) -> list[str]:
+    """Names of the head's parameters within the backbone."""
+    own = {id(each) for each in model.head.parameters()}
+    return [name for name, each in model.vit.named_parameters() if id(each) in own]

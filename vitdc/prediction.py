@@ -147,7 +147,7 @@ class Predictor:
         from vitdc.model import images_to_tensor
 
         out = np.empty((len(images), self.clustering.centroids.shape[1]), np.float32)
-        step = self.compute.embedding_batch_size
+        step = self.model.batch_size(self.compute.embedding_batch_size)
         with limited_threads(self.compute.num_threads), torch.inference_mode():
             for start in range(0, len(images), step):
                 batch = images_to_tensor(images[start : start + step], self.device)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["VisionTransformer", "checkpoint_filter_fn", "init_weights_vit_timm", "timm"]
+__all__ = ["init_weights_vit_timm", "timm"]
 
 COMPILER = "torch._dynamo"
 
@@ -71,5 +71,4 @@ def _disable(function: Callable[..., Any], *arguments: Any, **options: Any) -> C
 
 with _compiler_deferred():
     import timm
-    from timm.models import VisionTransformer
-    from timm.models.vision_transformer import checkpoint_filter_fn, init_weights_vit_timm
+    from timm.models.vision_transformer import init_weights_vit_timm

@@ -15,7 +15,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdc import __version__, artifacts
 from vitdc.artifacts import (
@@ -52,9 +52,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitdc.evaluation import Findings
+    from vitdc.model import DeepClusteringViT
     from vitdc.objectives import Objective
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 ROUNDS_OF_EVALUATE = ("initial", "previous", "last")
 
@@ -99,12 +102,14 @@ def pretrain(
     from vitdc.model import build_model
     from vitdc.objectives import Joint, SelfSupervised, Supervised, choose_initial
     from vitdc.seeding import seeded
+    from vitdc.weights import fingerprint
 
     images = Dataset.load(dataset)
     choice = choose_initial(
         pretraining.objective,
         supervision=images.supervision,
         is_pretrained=bool(model.pretrained),
+        trainable=model.resolved_trainable,
     )
     logger.info("pretrain: %s, because %s", choice.objective or "nothing to do", choice.reason)
     is_supervised = choice.objective == "supervised"
@@ -117,7 +122,9 @@ def pretrain(
             mean=images.mean,
             std=images.std,
         )
-    objective: Objective = Supervised(images.training_labels, pretraining)
+    config = pretraining if choice.objective else _without_epochs(pretraining)
+    config = _without_augmentation(vit, config, "pretrain")
+    objective: Objective = Supervised(images.training_labels, config)
     if choice.objective in ("simclr", "vicreg") and pretraining.epochs:
         with seeded(seed, "pretrain", "projector"):
             objective = SelfSupervised(
@@ -128,70 +135,90 @@ def pretrain(
             )
     description = Checkpoint(
         round=0,
-        model=model.model_dump(),
+        model=model.model_dump()
+        | {"name": model.name or vit.backbone.name, "trainable": vit.trainable},
         image_shape=images.image_shape,
         class_names=images.class_names,
         num_outputs=num_outputs,
         supervision=images.supervision if is_supervised else "none",
-        mean=images.mean,
-        std=images.std,
+        mean=vit.backbone.mean,
+        std=vit.backbone.std,
         history=[],
         path=output,
+        backbone=vit.backbone.described(),
     )
     return _train(
         vit,
-        images.train.images,
+        _training_inputs(vit, images, None, config, compute),
         Joint(objective),
-        pretraining if choice.objective else pretraining.model_copy(update={"epochs": 0}),
+        config,
         description=description,
         compute=compute,
         seed=seed,
         made_by=_made_by(
-            "pretrain", [dataset], model, pretraining, compute, seed=seed, **_weights_hash(model)
+            "pretrain", [dataset], model, pretraining, compute, seed=seed, **fingerprint(model)
         ),
         scratch=scratch,
         watcher=watcher,
     )
 
 
-def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Path) -> Embeddings:
+def embed(
+    *,
+    dataset: Path,
+    checkpoint: Path,
+    features: Path | None = None,
+    compute: ComputeConfig,
+    output: Path,
+) -> Embeddings:
     """Embed every image of both splits, with its cross-entropy and what the head predicts.
 
     The cross-entropy is against what the checkpoint was trained on, so that the exact l comes from
-    it; of test images it is against the label, if the head knows classes.
+    it; of test images it is against the label, if the head knows classes. Where the backbone is
+    frozen, what it says about the images is kept, too, and reused by the rounds.
 
     Args:
         dataset: Directory of the Dataset.
         checkpoint: Directory of the Checkpoint.
+        features: Directory of the Embeddings of round 0, which hold the features of a frozen
+            backbone. Without it they are computed anew, to the same bytes.
         compute: Device, threads and batch size.
         output: Directory of the Embeddings.
     """
     from vitdc.device import limited_threads, resolve_device
-    from vitdc.embedding import embed_split
-    from vitdc.model import load_model
+    from vitdc.embedding import embed_split, represent_split
+    from vitdc.model import Top, load_model
 
     images, trained = Dataset.load(dataset), Checkpoint.load(checkpoint)
     _check_fit(images, trained, dataset, checkpoint)
     device = resolve_device(compute)
-    vit = load_model(trained).to(device)
+    vit = load_model(trained)
+    given = _load_features(features, vit, dataset) if features else None
+    keeps_features = vit.is_frozen and given is None
+    top = Top(vit.to(device)).eval() if vit.is_frozen else vit.to(device)
     made_by = _made_by("embed", [dataset, checkpoint], compute)
     with (
         limited_threads(compute.num_threads),
         artifacts.writing(output, Embeddings.kind, made_by) as writer,
     ):
         writer.metadata = {"round": trained.round}
+        if keeps_features:
+            writer.metadata["features_of"] = _features_of(vit, dataset)
         for name in artifacts.SPLITS:
             split = images.split(name)
-            out = SplitEmbeddings.create(writer, name, len(split), vit.embedding_dim)
-            embed_split(
-                vit,
-                split.images,
-                _targets(images, trained, name),
-                out,
-                device=device,
-                batch_size=compute.embedding_batch_size,
-                description=f"embed {name}",
+            out = SplitEmbeddings.create(
+                writer, name, len(split), vit.embedding_dim, with_features=keeps_features
             )
+            settings: dict[str, Any] = {
+                "device": device,
+                "batch_size": compute.embedding_batch_size,
+                "description": f"embed {name}",
+            }
+            if out.features is not None:
+                represent_split(vit, split.images, out.features, **settings)
+            known = given.split(name).features if given else out.features
+            inputs = split.images if known is None else known
+            embed_split(top, inputs, _targets(images, trained, name), out, **settings)
     return Embeddings.load(output)
 
 
@@ -311,6 +338,7 @@ def retrain(
     dataset: Path,
     checkpoint: Path,
     clustering: Path,
+    features: Path | None = None,
     joint: JointConfig,
     compute: ComputeConfig,
     seed: int,
@@ -324,6 +352,8 @@ def retrain(
         dataset: Directory of the Dataset.
         checkpoint: Directory of the Checkpoint of the round before.
         clustering: Directory of the Clustering of the round before.
+        features: Directory of the Embeddings of round 0, which hold the features of a frozen
+            backbone. Without it they are computed anew, to the same bytes.
         joint: gamma, and how long and how to train.
         compute: Device, threads and precision.
         seed: Seed of the training.
@@ -348,23 +378,26 @@ def retrain(
         )
         num_outputs = len(frozen.centroids)
     vit = load_model(trained)
+    config, supervision = _without_augmentation(vit, joint, "retrain"), images.supervision
+    if vit.trainable == "none":
+        config, num_outputs, supervision = _without_epochs(joint), 0, "none"
     with seeded(seed, "retrain", trained.round + 1, "head"):
         vit.set_num_outputs(num_outputs)
     description = replace(
         trained,
         round=trained.round + 1,
         num_outputs=num_outputs,
-        supervision=images.supervision,
+        supervision=supervision,
         history=[],
         path=output,
-        targets=None if images.supervision == "full" else targets,
+        targets=None if images.supervision == "full" or not num_outputs else targets,
     )
     inputs = [dataset, checkpoint, clustering]
     return _train(
         vit,
-        images.train.images,
-        Joint(Supervised(targets, joint), anchors),
-        joint,
+        _training_inputs(vit, images, features, config, compute),
+        Joint(Supervised(targets, config), anchors),
+        config,
         description=description,
         compute=compute,
         seed=seed,
@@ -529,8 +562,8 @@ STEPS = (prepare, pretrain, embed, cluster, retrain, check, evaluate)
 
 
 def _train(
-    vit: Any,
-    images: Any,
+    vit: DeepClusteringViT,
+    inputs: np.ndarray,
     objective: Any,
     config: TrainingConfig,
     *,
@@ -543,23 +576,26 @@ def _train(
 ) -> Checkpoint:
     """Train, write the Checkpoint, and clear the scratch that is no longer needed."""
     from vitdc.device import limited_threads
+    from vitdc.model import Top
     from vitdc.training import train
 
     with (
         claimed(scratch and scratch / scratch_key(made_by)) as state,
         limited_threads(compute.num_threads),
     ):
-        history = train(
-            vit,
-            images,
-            objective,
-            config,
-            compute=compute,
-            seed=seed,
-            stream=(made_by["step"], description.round),
-            scratch=state,
-            watcher=watcher,
-        )
+        history: list[dict[str, float]] = []
+        if vit.trainable != "none":
+            history = train(
+                Top(vit) if vit.is_frozen else vit,
+                inputs,
+                objective,
+                config,
+                compute=compute,
+                seed=seed,
+                stream=(made_by["step"], description.round),
+                scratch=state,
+                watcher=watcher,
+            )
         replace(description, history=history).save(description.path, vit.state_dict(), made_by)
         if state:
             artifacts.remove(state)
@@ -576,11 +612,67 @@ def _made_by(step: str, inputs: list[Path], *sections: Section, **values: Any) -
     }
 
 
-def _weights_hash(model: ModelConfig) -> dict[str, str]:
-    """The content of a local weights file is an input, its path is not enough to name it."""
-    if not isinstance(model.pretrained, str):
-        return {}
-    return {"pretrained_sha256": artifacts.sha256(Path(model.pretrained))}
+def _without_epochs(config: Config) -> Config:
+    """For a training of nothing."""
+    return config.model_copy(update={"epochs": 0})
+
+
+def _without_augmentation(vit: DeepClusteringViT, config: Config, step: str) -> Config:
+    """The section as it is, or without what changes images where training sees only features."""
+    from vitdc.augmentation import RANDOM
+
+    switched_on = [name for name in RANDOM if getattr(config, name)]
+    if not (vit.is_frozen and config.epochs and switched_on):
+        return config
+    logger.info(
+        "%s: the backbone is frozen, and training sees its features, so %s %s off",
+        *(step, ", ".join(switched_on), "is" if len(switched_on) == 1 else "are"),
+    )
+    return config.model_copy(update=dict.fromkeys(switched_on, 0))
+
+
+def _training_inputs(
+    vit: DeepClusteringViT,
+    images: Dataset,
+    features: Path | None,
+    config: TrainingConfig,
+    compute: ComputeConfig,
+) -> np.ndarray:
+    """What is trained on: images, or what a frozen backbone says about them."""
+    import numpy as np
+
+    from vitdc.device import limited_threads, resolve_device
+    from vitdc.embedding import represent_split
+
+    given = _load_features(features, vit, images.path) if features else None
+    if given is not None and given.train.features is not None:
+        return given.train.features
+    if not vit.is_frozen or not config.epochs:
+        return images.train.images
+    device = resolve_device(compute)
+    found = np.empty((len(images.train), vit.embedding_dim), np.float32)
+    vit.eval().to(device)
+    with limited_threads(compute.num_threads):
+        size = compute.embedding_batch_size
+        represent_split(vit, images.train.images, found, device=device, batch_size=size)
+    vit.cpu()
+    return found
+
+
+def _features_of(vit: DeepClusteringViT, dataset: Path) -> str:
+    """Names the features of a frozen backbone: which images, and all that they depend on."""
+    return f"{artifacts.digest(dataset)}/{vit.fingerprint()}"
+
+
+def _load_features(path: Path, vit: DeepClusteringViT, dataset: Path) -> Embeddings:
+    """Embeddings with the features of these images by this backbone."""
+    found = Embeddings.load(path)
+    if not vit.is_frozen or found.features_of != _features_of(vit, dataset):
+        raise InputError(
+            f"{path}: holds no features of the images in {dataset} by this model's backbone; name"
+            " the embeddings of its round 0, or none: then they are computed anew"
+        )
+    return found
 
 
 def _parameters(paths: list[Path], evaluation: EvaluationConfig) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vitdc.artifacts import TrainingState
 from vitdc.config import ComputeConfig, TrainingConfig
 from vitdc.device import resolve_device, training_dtype
 from vitdc.errors import TrainingError
-from vitdc.model import DeepClusteringViT, images_to_tensor
+from vitdc.model import DeepClusteringViT, to_tensor
 from vitdc.objectives import Joint, Views
 from vitdc.progress import progress_bar
 from vitdc.seeding import derive_seed, seeded
@@ -69,8 +69,8 @@ def learning_rate(step: int, config: TrainingConfig, *, steps_per_epoch: int) ->
 
 
 def train(
-    model: DeepClusteringViT,
-    images: np.ndarray,
+    model: nn.Module,
+    inputs: np.ndarray,
     objective: Joint,
     config: TrainingConfig,
     *,
@@ -83,8 +83,9 @@ def train(
     """Train `model` in place.
 
     Args:
-        model: On any device; ends in evaluation mode on the CPU.
-        images: (N, H, W, C) uint8, may be memory-mapped.
+        model: A `DeepClusteringViT`, or the `Top` of one; on any device; ends in evaluation mode on
+            the CPU.
+        inputs: (N, H, W, C) uint8 images, or (N, D) float32 features; may be memory-mapped.
         objective: What is minimised.
         config: A training section.
         compute: Device and precision.
@@ -126,7 +127,7 @@ def train(
                 losses = []  # per step: (P,) the parts, on the device
                 for index in range(steps_per_epoch):
                     rows = order[index * config.batch_size : (index + 1) * config.batch_size]
-                    views = objective.views(images_to_tensor(images[rows], device), rows)
+                    views = objective.views(to_tensor(inputs[rows], device), rows)
                     step = epoch * steps_per_epoch + index
                     rate = learning_rate(step, config, steps_per_epoch=steps_per_epoch)
                     with clock.compute():
@@ -276,8 +277,9 @@ def _keep(
     history: list[dict[str, float]],
 ) -> None:
     if scratch is not None:
-        moments = optimizer.state_dict()["state"]
-        TrainingState(dict(trained.state_dict()), moments, history).save(scratch)
+        frozen = {name for name, each in trained.named_parameters() if not each.requires_grad}
+        weights = {name: each for name, each in trained.state_dict().items() if name not in frozen}
+        TrainingState(weights, optimizer.state_dict()["state"], history).save(scratch)
 
 
 def _restore(
@@ -287,7 +289,7 @@ def _restore(
     state = TrainingState.load(scratch) if scratch else None
     if state is None:
         return []
-    trained.load_state_dict(state.weights)
+    trained.load_state_dict({**trained.state_dict(), **state.weights})
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state.moments, "param_groups": groups})
     return list(state.history)

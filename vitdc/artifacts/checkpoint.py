@@ -24,19 +24,22 @@ class Checkpoint:
 
     Attributes:
         round: 0 after the initial training, r after the r-th retraining.
-        model: The `model` section of the configuration.
+        model: The `model` section of the configuration, with its defaults filled in.
         image_shape: (H, W, C) of the prepared images.
         class_names: One per label value of the data set.
         num_outputs: Of the head, which are classes first and clusters after them; only clusters if
             no label was trained on; 0 without a head, after self-supervision.
         supervision: How many labels were trained on.
-        mean: (C,) that images are normalised with.
+        mean: (C,) that images are normalised with: the backbone's where it is pretrained.
         std: (C,) likewise.
         history: A row per epoch of the training that led here, e.g. {"epoch", "loss",
             "cross_entropy", "clustering_loss", "learning_rate"}; parts as of the objective.
         path: Where the weights lie.
         targets: (N,) int64, memory-mapped: output of the head that every training image was trained
             to give, -1 for none; None where these are the labels that may be trained on.
+        backbone: What rebuilds the backbone: timm's "name", the "arguments" of `timm.create_model`
+            but for the number of classes, and the "image_size" (H, W) that it sees. None in older
+            checkpoints, whose configuration says it all.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -52,6 +55,7 @@ class Checkpoint:
     history: list[dict[str, float]]
     path: Path
     targets: np.ndarray | None = None
+    backbone: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -71,7 +75,18 @@ class Checkpoint:
             history=metadata["history"],
             path=path,
             targets=read_array(targets) if targets.exists() else None,
+            backbone=metadata.get("backbone"),
         )
+
+    @property
+    def trainable(self) -> str:
+        """What training changes, see `ModelConfig.trainable`; in older checkpoints everything."""
+        return self.model.get("trainable") or "all"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves the whole backbone as it is."""
+        return self.trainable in ("none", "head")
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The model's state dict, on the CPU.

@@ -21,45 +21,62 @@ class SplitEmbeddings:
             or against the label of a test image; NaN where there is neither.
         predicted: (N,) int64: output of the head that it predicts, a class or a cluster; -1
             without a head.
+        features: (N, F) float32: what a frozen backbone says, below adapter and head; None where it
+            is not frozen, and where the embeddings were made from another artifact's features.
     """
 
     embedding: np.ndarray
     cross_entropy: np.ndarray
     predicted: np.ndarray
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.predicted)
 
     @classmethod
-    def create(cls, writer: Writer, split: str, num_images: int, dim: int) -> Self:
+    def create(
+        cls, writer: Writer, split: str, num_images: int, dim: int, *, with_features: bool = False
+    ) -> Self:
         """Memory maps to stream the pass into."""
+        shape = (num_images, dim)
         return cls(
-            embedding=writer.array(f"{split}_embedding", (num_images, dim), np.float32),
+            embedding=writer.array(f"{split}_embedding", shape, np.float32),
             cross_entropy=writer.array(f"{split}_cross_entropy", (num_images,), np.float32),
             predicted=writer.array(f"{split}_predicted", (num_images,), np.int64),
+            features=writer.array(f"{split}_features", shape, np.float32)
+            if with_features
+            else None,
         )
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of both splits. Payload: {train,test}_{embedding,cross_entropy,predicted}.npy."""
+    """Embeddings of both splits.
+
+    Payload: {train,test}_{embedding,cross_entropy,predicted}.npy, and {train,test}_features.npy.
+
+    Attributes:
+        features_of: Names the images and the backbone of the features; empty without any.
+    """
 
     kind: ClassVar[str] = "embeddings"
 
     round: int
     train: SplitEmbeddings
     test: SplitEmbeddings
+    features_of: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
-        names = [f.name for f in fields(SplitEmbeddings)]
+        features_of = metadata.get("features_of", "")
+        names = [f.name for f in fields(SplitEmbeddings) if f.name != "features" or features_of]
         splits = {
             split: SplitEmbeddings(**{n: read_array(path / f"{split}_{n}.npy") for n in names})
             for split in SPLITS
         }
-        return cls(round=metadata["round"], **splits)
+        return cls(round=metadata["round"], **splits, features_of=features_of)
 
     def split(self, name: str) -> SplitEmbeddings:
         return {"train": self.train, "test": self.test}[name]

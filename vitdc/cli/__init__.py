@@ -82,8 +82,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Deep clustering of images with a Vision Transformer.
 
-    The whole method is `dvc repro` (or `make demo`), which calls prepare, pretrain, refine and
-    evaluate. `vitdc run` does the same in one process. Parameters come from params.yaml;
+    The whole method is `dvc repro` (or `make demo`), which calls prepare, pretrain, embed,
+    refine and evaluate. `vitdc run` does the same in one process. Parameters come from params.yaml;
     -S section.key=value changes one for a single command.
     """
 

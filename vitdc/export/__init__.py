@@ -23,12 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitdc import artifacts
-from vitdc.config import ModelConfig
 from vitdc.errors import InputError
 from vitdc.export.checking import Difference, compare, random_images, read_images
 from vitdc.export.formats import FORMATS
 from vitdc.export.graph import ClusteringGraph
-from vitdc.model import timm_arguments
 from vitdc.prediction import Predictor
 
 __all__ = ["FORMATS", "Export", "export_model", "read_images"]
@@ -99,10 +97,8 @@ def describe(
     checkpoint, clustering = predictor.checkpoint, predictor.clustering
     height, width, channels = checkpoint.image_shape
     limit = predictor.unsure_limit
-    config = ModelConfig.parse(checkpoint.model, where=str(checkpoint.path))
-    architecture = timm_arguments(
-        config, image_shape=checkpoint.image_shape, num_outputs=checkpoint.num_outputs
-    )
+    backbone = predictor.model.backbone
+    arguments = {**backbone.arguments, "num_classes": checkpoint.num_outputs}
     return {
         "model": file_name,
         "input": {
@@ -127,12 +123,17 @@ def describe(
             "distances": [None, len(clustering.centroids)],
             "atypicality": [None],
         },
-        "embedding_has_length_1": config.normalize,
+        "embedding_has_length_1": predictor.model.normalize,
         "cluster_names": [cluster_names.get(i, "") for i in range(len(clustering.centroids))],
         "unsure_beyond_atypicality": limit if math.isfinite(limit) else None,
         "centroids": clustering.centroids.tolist(),
         "class_names": list(checkpoint.class_names),
-        "architecture": {"library": "timm", "name": config.name, "arguments": architecture},
+        "architecture": {
+            "library": "timm",
+            "name": backbone.name,
+            "arguments": arguments,
+            "image_size": backbone.image_size,
+        },
         "made_with": {name: version(name) for name in ("vitdc", "torch", "timm")},
     }
 

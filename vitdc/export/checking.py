@@ -95,7 +95,9 @@ def _difference(expected: Outputs, found: Outputs) -> float:
 def random_images(checkpoint: Checkpoint) -> np.ndarray:
     """(64, H, W, C) uint8 with the mean and deviation of the training images."""
     random = np.random.default_rng(0)
-    mean, std = np.array(checkpoint.mean), np.array(checkpoint.std)
+    mean, std = (
+        np.array(each)[: checkpoint.image_shape[2]] for each in (checkpoint.mean, checkpoint.std)
+    )
     values = random.normal(mean, std, (NUM_RANDOM, *checkpoint.image_shape))
     images: np.ndarray = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     return images

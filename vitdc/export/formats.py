@@ -110,9 +110,8 @@ class Weights:
     def write(self, graph: ClusteringGraph, image_shape: tuple[int, int, int], file: Path) -> None:
         from safetensors.torch import save_file
 
-        weights = {f"vit.{name}": value for name, value in graph.model.vit.state_dict().items()}
-        constants = {"mean": graph.model.mean, "std": graph.model.std, **graph.constants()}
-        tensors = {name: value.contiguous() for name, value in (weights | constants).items()}
+        tensors = {**graph.model.state_dict(), **graph.constants()}
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
         save_file(tensors, file)
 
     def open(self, file: Path, description: Mapping[str, Any]) -> Run:

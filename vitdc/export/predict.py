@@ -65,7 +65,7 @@ def load_safetensors(path, description):
     vit = timm.create_model(architecture["name"], **architecture["arguments"]).eval()
     weights = {k.removeprefix("vit."): v for k, v in tensors.items() if k.startswith("vit.")}
     vit.load_state_dict(weights)
-    size = tuple(architecture["arguments"]["img_size"])
+    size = tuple(architecture["image_size"])
 
     @torch.inference_mode()
     def run(images):
@@ -74,6 +74,9 @@ def load_safetensors(path, description):
             pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         tokens = vit.forward_features((pixels - tensors["mean"]) / tensors["std"])
         embedding = vit.forward_head(tokens, pre_logits=True)
+        if "adapter.weight" in tensors:  # of a frozen backbone
+            shift = functional.linear(embedding, tensors["adapter.weight"], tensors["adapter.bias"])
+            embedding = embedding + shift * embedding.shape[1] ** -0.5
         if description["embedding_has_length_1"]:
             embedding = functional.normalize(embedding, dim=1)
         distances = torch.linalg.vector_norm(embedding[:, None] - tensors["centroids"], dim=2)

@@ -19,27 +19,43 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_initial(asked: Asked, *, supervision: Supervision, is_pretrained: bool) -> Choice:
+def choose_initial(
+    asked: Asked, *, supervision: Supervision, is_pretrained: bool, trainable: str = "all"
+) -> Choice:
     """Resolve `pretraining.objective`.
 
     Args:
         asked: Its value.
         supervision: How many training images have a label that may be trained on.
         is_pretrained: Whether the model has pretrained weights.
+        trainable: What training changes, as `model.trainable`.
 
     Raises:
-        InputError: Labels are needed, and there are none to train on.
+        InputError: Labels are needed, and there are none to train on; or what is needed is frozen.
     """
+    if trainable == "none":
+        if asked != "auto":
+            raise InputError(
+                f"pretraining.objective: {asked}, but model.trainable is none, so nothing is"
+                " trained; take auto, or another model.trainable"
+            )
+        return Choice(None, "model.trainable is none")
     if asked == "supervised" and supervision == "none":
         raise InputError(
             "pretraining.objective: supervised, but no label may be trained on (eq. 5 needs them);"
             " label some images and leave data.labels at auto, or take auto, simclr or vicreg"
         )
+    if asked == "auto" and supervision == "none" and is_pretrained:
+        return Choice(None, "no label may be trained on, and the weights are pretrained")
+    views = asked if asked in ("simclr", "vicreg") else DEFAULT if supervision == "none" else None
+    if views and trainable == "head":
+        raise InputError(
+            f"pretraining.objective: {views} compares views of an image, and a frozen backbone sees"
+            " every image once; take model.trainable=all or last_2"
+        )
     if asked != "auto":
         return Choice(asked, "pretraining.objective says so")
     if supervision == "none":
-        if is_pretrained:
-            return Choice(None, "no label may be trained on, and the weights are pretrained")
         return Choice(DEFAULT, "no label may be trained on")
     which = {"full": "all", "partial": "some"}[supervision]
     return Choice("supervised", f"{which} training images have a label to train on")

@@ -77,7 +77,7 @@ def _input_example(directory: Path) -> dict[str, list[str]]:
 
     checkpoint = Checkpoint.load(directory / "checkpoint")
     pixels = np.empty(checkpoint.image_shape, np.uint8)
-    pixels[:] = np.round(np.array(checkpoint.mean) * 255)
+    pixels[:] = np.round(np.array(checkpoint.mean[: pixels.shape[2]]) * 255)
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
     return {"image": [base64.b64encode(file.getvalue()).decode()]}
