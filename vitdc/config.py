@@ -196,8 +196,6 @@ class TrainingConfig(Section):
     """Length of the linear warm-up, in epochs."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's decoupled decay; biases, norms and position embeddings have none."""
-    label_smoothing: Fraction = 0.0
-    """Share of the target spread evenly over all classes, in training only."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     flip: bool = False
@@ -210,28 +208,55 @@ class TrainingConfig(Section):
     """Largest random change of scale: 0.1 means 0.9 to 1.1."""
     jitter: Fraction = 0.0
     """Largest random change of brightness and of contrast: 0.2 means 0.8 to 1.2."""
+
+
+class TargetTrainingConfig(TrainingConfig):
+    """A training towards targets: labels or pseudo-labels."""
+
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes, in training only."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of timm's mixup; 0 turns it off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of timm's cutmix; 0 turns it off."""
 
 
-class PretrainingConfig(TrainingConfig):
+class SelfSupervisedConfig(TrainingConfig):
+    """The initial training on no label; it takes more steps than one on labels."""
+
+    epochs: NonNegativeInt = 60
+    """Passes over the training images."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate, reached at the end of the warm-up."""
+    shift: Fraction = 0.1
+    """Largest random shift of a view, as a share of the image side."""
+    rotate: Annotated[float, Number, Field(ge=0, le=180)] = 12.0
+    """Largest random rotation of a view, in degrees."""
+    zoom: Fraction = 0.12
+    """Largest random change of a view's scale: 0.1 means 0.9 to 1.1."""
+    num_neighbours: NonNegativeInt = 5
+    """The second view of an image is one of so many images nearest to it by their pixels, drawn
+    anew in every epoch; 0 takes a second view of the image itself (plain SimCLR or VICReg). Pixels
+    tell what is near where images are small and aligned; take 0 for photos."""
+    temperature: PositiveFloat = 0.2
+    """Of SimCLR's loss; lower tells near images apart more strongly."""
+    projector_dim: PositiveInt = 128
+    """Width of the projector between the embedding and the loss."""
+
+
+class PretrainingConfig(TargetTrainingConfig):
     """The initial training: cross-entropy on labels (eq. 5), or self-supervision without any."""
 
     objective: Literal["auto", "supervised", "simclr", "vicreg"] = "auto"
     """`supervised` is cross-entropy on the labels. `simclr` and `vicreg` train on no label: two
-    augmented views of an image are to agree. `auto` is supervised where labels may be trained on;
-    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones. Views are
-    drawn with flip, shift, rotate, zoom and jitter; if all are 0, with shift 0.1, rotate 10, zoom
-    0.2 and jitter 0.2. Label smoothing, mixup and cutmix are for targets only."""
-    temperature: PositiveFloat = 0.5
-    """Of SimCLR's loss; lower tells near images apart more strongly."""
-    projector_dim: PositiveInt = 128
-    """Width of the projector between the embedding and a self-supervised loss."""
+    views of what is alike are to agree. `auto` is supervised where labels may be trained on;
+    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones."""
+    self_supervised: SelfSupervisedConfig = SelfSupervisedConfig()
+    """How `simclr` and `vicreg` train; the knobs beside this section are of `supervised`. For one
+    run: `-S pretraining.self_supervised.epochs=100`."""
 
 
-class JointConfig(TrainingConfig):
+class JointConfig(TargetTrainingConfig):
     """The retraining of every round with the joint loss (eq. 8)."""
 
     gamma: NonNegativeFloat = 0.1

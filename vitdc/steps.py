@@ -15,7 +15,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitdc import __version__, artifacts
 from vitdc.artifacts import (
@@ -42,6 +42,7 @@ from vitdc.config import (
     Params,
     PretrainingConfig,
     Section,
+    SelfSupervisedConfig,
     TrainingConfig,
 )
 from vitdc.errors import InputError, TrainingError
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitdc.evaluation import Findings
-    from vitdc.objectives import Objective
+    from vitdc.objectives import Objective, SelfSupervised
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def pretrain(
         watcher: Hears of batches and epochs.
     """
     from vitdc.model import build_model
-    from vitdc.objectives import Joint, SelfSupervised, Supervised, choose_initial
+    from vitdc.objectives import Joint, Supervised, choose_initial
     from vitdc.seeding import seeded
 
     images = Dataset.load(dataset)
@@ -118,14 +119,15 @@ def pretrain(
             std=images.std,
         )
     objective: Objective = Supervised(images.training_labels, pretraining)
-    if choice.objective in ("simclr", "vicreg") and pretraining.epochs:
-        with seeded(seed, "pretrain", "projector"):
-            objective = SelfSupervised(
-                choice.objective,
-                pretraining,
-                num_images=len(images.train),
-                embedding_dim=vit.embedding_dim,
+    config: TrainingConfig = pretraining
+    if choice.objective in ("simclr", "vicreg"):
+        config = pretraining.self_supervised
+        if config.epochs:
+            objective = _self_supervised(
+                choice.objective, images, config, vit.embedding_dim, compute=compute, seed=seed
             )
+    elif choice.objective is None:
+        config = pretraining.model_copy(update={"epochs": 0})
     description = Checkpoint(
         round=0,
         model=model.model_dump(),
@@ -142,7 +144,7 @@ def pretrain(
         vit,
         images.train.images,
         Joint(objective),
-        pretraining if choice.objective else pretraining.model_copy(update={"epochs": 0}),
+        config,
         description=description,
         compute=compute,
         seed=seed,
@@ -152,6 +154,30 @@ def pretrain(
         scratch=scratch,
         watcher=watcher,
     )
+
+
+def _self_supervised(
+    name: Literal["simclr", "vicreg"],
+    images: Dataset,
+    config: SelfSupervisedConfig,
+    embedding_dim: int,
+    *,
+    compute: ComputeConfig,
+    seed: int,
+) -> SelfSupervised:
+    """The objective with its neighbours, which are found again when a training is resumed."""
+    from vitdc.device import limited_threads
+    from vitdc.objectives import SelfSupervised, pixel_neighbours
+    from vitdc.seeding import derive_seed, seeded
+
+    with limited_threads(compute.num_threads):
+        neighbours = pixel_neighbours(
+            images.train.images,
+            config.num_neighbours,
+            seed=derive_seed(seed, "pretrain", "neighbours"),
+        )
+    with seeded(seed, "pretrain", "projector"):
+        return SelfSupervised(name, config, neighbours=neighbours, embedding_dim=embedding_dim)
 
 
 def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Path) -> Embeddings:
