@@ -267,15 +267,24 @@ class JointConfig(TargetTrainingConfig):
 
 
 class ClusteringConfig(Section):
-    """k-means on the training embeddings (faiss)."""
+    """k-means on the training embeddings (faiss), or a Gaussian mixture on a manifold of them."""
 
     num_clusters: PositiveInt = 10
     """Number k of clusters."""
+    space: Literal["auto", "embedding", "manifold"] = "auto"
+    """Where the clusters of the training images are found: by k-means in the `embedding`, or on a
+    `manifold` of it by UMAP and a Gaussian mixture. `auto` takes the manifold where no label is
+    trained on and the model started from fresh weights. Centroids are the clusters' mean
+    embeddings either way."""
+    manifold_dims: PositiveInt = 10
+    """Dimensions of the manifold."""
+    manifold_neighbours: Annotated[int, Number, Field(ge=2)] = 30
+    """Nearest embeddings that UMAP keeps together; few make many small islands, many blur them."""
     num_iterations: PositiveInt = 50
     """Lloyd iterations per restart."""
     num_restarts: PositiveInt = 10
-    """Random starts in round 0, of which the best counts; later rounds start from the centroids
-    of the round before."""
+    """Random starts, of which the best counts; in the embedding only in round 0: later rounds start
+    from the centroids of the round before."""
     max_points_per_centroid: PositiveInt | None = None
     """Train on a random subset of this many embeddings per cluster; null trains on all."""
     silhouette_samples: NonNegativeInt = 1000

@@ -205,7 +205,8 @@ def embed(*, dataset: Path, checkpoint: Path, compute: ComputeConfig, output: Pa
         limited_threads(compute.num_threads),
         artifacts.writing(output, Embeddings.kind, made_by) as writer,
     ):
-        writer.metadata = {"round": trained.round}
+        is_pretrained = bool(trained.model.get("pretrained"))
+        writer.metadata = {"round": trained.round, "is_pretrained": is_pretrained}
         for name in artifacts.SPLITS:
             split = images.split(name)
             out = SplitEmbeddings.create(writer, name, len(split), vit.embedding_dim)
@@ -233,6 +234,8 @@ def cluster(
 ) -> Clustering:
     """Cluster the training embeddings; test images go to their nearest centroid.
 
+    Without labels and pretrained weights the clusters are found on a manifold of the embedding.
+
     Where some labels may be trained on and others are unknown, the first clusters are the classes,
     and the images with a known label stay in theirs; these do not score.
 
@@ -242,7 +245,7 @@ def cluster(
         embeddings: Directory of the Embeddings.
         previous: Directory of the Clustering of the round before, to start from and to keep the
             cluster ids of; none in round 0.
-        clustering: The k-means settings.
+        clustering: Number of clusters, and where and how they are found.
         compute: Threads.
         seed: Seed of the random starts and of the silhouette's sample.
         output: Directory of the Clustering.
@@ -252,6 +255,7 @@ def cluster(
     from vitdc import metrics
     from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
+    from vitdc.manifold import choose_space, find_on_manifold
     from vitdc.seeding import derive_seed
     from vitdc.typicality import atypicality, fit, leave_one_out
 
@@ -266,22 +270,29 @@ def cluster(
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
+    space = choose_space(
+        clustering.space, supervision=images.supervision, is_pretrained=embedded.is_pretrained
+    )
+    logger.info("cluster: in the %s, because %s", *space)
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
-        found = kmeans(
-            points,
-            clustering,
-            seed=derive_seed(seed, "cluster", embedded.round),
-            initial=before.centroids if before else None,
-            own=own,
-        )
+        stream = derive_seed(seed, "cluster", embedded.round)
+        if space.name == "manifold":
+            previous_assignment = before.train.assignment if before else None
+            layout, found = find_on_manifold(
+                points, clustering, seed=stream, own=own, previous=previous_assignment
+            )
+        else:
+            initial = before.centroids if before else None
+            found = kmeans(points, clustering, seed=stream, initial=initial, own=own)
+            layout = points
         if before and own is None:
             ids = match_ids(
                 before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
             )
             found = relabel(found, ids)
         nearest = {
-            "train": assign(points, found.centroids, own=own),
+            "train": assign(points, found.centroids, own=found.assignment),
             "test": assign(embedded.test.embedding, found.centroids),
         }
         typicality = fit(
@@ -300,7 +311,7 @@ def cluster(
         splits = {n: SplitClustering(*nearest[n], atypical[n]) for n in artifacts.SPLITS}
         train = splits["train"]
         silhouette = metrics.silhouette(
-            points,
+            layout,
             train.assignment,
             num_samples=clustering.silhouette_samples,
             seed=derive_seed(seed, "silhouette"),
@@ -317,7 +328,7 @@ def cluster(
         centroids=found.centroids,
         **splits,
         scores=scores,
-        config=clustering.model_dump(),
+        config={**clustering.model_dump(), "space": space.name},
         typicality=typicality,
     ).save(
         output,

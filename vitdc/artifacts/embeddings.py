@@ -42,13 +42,21 @@ class SplitEmbeddings:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of both splits. Payload: {train,test}_{embedding,cross_entropy,predicted}.npy."""
+    """Embeddings of both splits. Payload: {train,test}_{embedding,cross_entropy,predicted}.npy.
+
+    Attributes:
+        round: Of the model.
+        train: Of the training images.
+        test: Of the test images.
+        is_pretrained: Whether the initial training of the model started from pretrained weights.
+    """
 
     kind: ClassVar[str] = "embeddings"
 
     round: int
     train: SplitEmbeddings
     test: SplitEmbeddings
+    is_pretrained: bool
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -59,7 +67,10 @@ class Embeddings:
             split: SplitEmbeddings(**{n: read_array(path / f"{split}_{n}.npy") for n in names})
             for split in SPLITS
         }
-        return cls(round=metadata["round"], **splits)
+        # older embeddings do not tell; it counts without labels only, which they did not do without
+        return cls(
+            round=metadata["round"], **splits, is_pretrained=metadata.get("is_pretrained", False)
+        )
 
     def split(self, name: str) -> SplitEmbeddings:
         return {"train": self.train, "test": self.test}[name]

@@ -47,7 +47,8 @@ def _components(images: np.ndarray, seed: int) -> np.ndarray:
     number = max(2, min(len(images), SAMPLE_IMAGES, SAMPLE_VALUES // num_values))
     rows = np.random.default_rng(seed).permutation(len(images))[:number]
     sample = _pixels(images[np.sort(rows)])
-    pca = PCA(min(NUM_COMPONENTS, *sample.shape), random_state=seed).fit(sample)
+    with np.errstate(invalid="ignore"):  # equal images have no variance to explain
+        pca = PCA(min(NUM_COMPONENTS, *sample.shape), random_state=seed).fit(sample)
     points = np.empty((len(images), pca.n_components_), np.float32)
     step = max(1, CHUNK_VALUES // num_values)
     for start in range(0, len(images), step):
