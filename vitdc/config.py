@@ -261,9 +261,10 @@ class JointConfig(TargetTrainingConfig):
 
     gamma: NonNegativeFloat = 0.1
     """Weight of the clustering loss; 0 is the control without it."""
-    confident: Share = 0.5
+    confident: Share | None = None
     """Share of a cluster's images without a label that are trained to be in it, those nearest to
-    its centroid; the others are only pulled towards it (gamma)."""
+    its centroid; the others are only pulled towards it (gamma). Null means 0.5, and 1 where the
+    clusters were found on a manifold (`clustering.space`), of which the centroid knows nothing."""
 
 
 class ClusteringConfig(Section):

@@ -380,8 +380,9 @@ def retrain(
     anchors = Anchors(frozen.centroids, frozen.train.assignment, joint.gamma)
     targets, num_outputs = images.training_labels, len(images.class_names)
     if images.supervision != "full":
+        confident = joint.confident or (1.0 if frozen.config.get("space") == "manifold" else 0.5)
         targets = pseudo_labels(
-            targets, frozen.train.assignment, frozen.train.distance, confident=joint.confident
+            targets, frozen.train.assignment, frozen.train.distance, confident=confident
         )
         num_outputs = len(frozen.centroids)
     vit = load_model(trained)
