@@ -145,7 +145,7 @@ def test_without_labels_the_step_clusters_on_the_manifold(
     arguments = embedded(tmp_path, num_known=0)
     with caplog.at_level(logging.INFO, logger="vitdc"):
         found = steps.cluster(**arguments, clustering=config(3), output=tmp_path / "clusters")
-    assert "cluster: in the manifold, because no label is trained on" in caplog.text
+    assert "cluster: space manifold, because no label is trained on" in caplog.text
     assert found.config["space"] == "manifold"
     z = np.asarray(Embeddings.load(arguments["embeddings"]).train.embedding)
     for cluster in range(3):

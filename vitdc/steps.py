@@ -273,7 +273,7 @@ def cluster(
     space = choose_space(
         clustering.space, supervision=images.supervision, is_pretrained=embedded.is_pretrained
     )
-    logger.info("cluster: in the %s, because %s", *space)
+    logger.info("cluster: space %s, because %s", *space)
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)
