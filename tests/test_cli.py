@@ -29,7 +29,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 SECTION_TYPES = {type(getattr(Params(), name)) for name in Params.section_names()}
 TOY_PARAMS = """
 model: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2}
-pretraining: {epochs: 3, batch_size: 16, learning_rate: 3e-3}
+pretraining:
+  epochs: 3
+  batch_size: 16
+  learning_rate: 3e-3
+  self_supervised: {epochs: 3, batch_size: 16, learning_rate: 3e-3}
 clustering: {num_clusters: 3, num_restarts: 3, num_iterations: 20}
 joint: {epochs: 1, batch_size: 16, learning_rate: 1e-3, gamma: 0.5}
 convergence: {epsilon: 0, max_rounds: 2}

@@ -678,6 +678,13 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (found.clustering.num_clusters, found.joint.gamma, found.seed) == (7, 0.5, 3)
 
 
+def test_epochs_are_those_of_the_initial_training_with_labels_and_without() -> None:
+    params = {"pretraining": {"batch_size": 8, "self_supervised": {"epochs": 9, "shift": 0.3}}}
+    found = DeepClustering(epochs=4, params=params)._parameters().pretraining
+    assert (found.epochs, found.batch_size) == (4, 8)
+    assert (found.self_supervised.epochs, found.self_supervised.shift) == (4, 0.3)
+
+
 def test_every_parameter_of_the_constructor_is_documented_once() -> None:
     names = inspect.signature(DeepClustering).parameters
     documentation = DeepClustering.__doc__ or ""

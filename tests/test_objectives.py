@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toys import COMPUTE, MODEL, from_call, interrupt, toy_images
 
 from vitdc.artifacts import Supervision
-from vitdc.config import PretrainingConfig
+from vitdc.config import SelfSupervisedConfig
 from vitdc.errors import InputError
 from vitdc.model import DeepClusteringViT, Output, build_model
 from vitdc.objectives import (
@@ -23,6 +23,8 @@ from vitdc.objectives import (
     SelfSupervised,
     Views,
     choose_initial,
+    neighbours,
+    pixel_neighbours,
     pseudo_labels,
     self_supervised,
 )
@@ -33,14 +35,21 @@ from vitdc.training import train
 
 Array = NDArray[np.float64]
 LABELS = np.arange(33) % 3  # two batches of 16, and a rest of one image
-CONFIG = PretrainingConfig(
+CONFIG = SelfSupervisedConfig(
     epochs=3, batch_size=16, learning_rate=3e-3, shift=0.1, jitter=0.1, projector_dim=8
 )
 
 
-def objective(name: Name, config: PretrainingConfig = CONFIG, **sizes: int) -> SelfSupervised:
+def objective(
+    name: Name,
+    config: SelfSupervisedConfig = CONFIG,
+    *,
+    num_images: int = 33,
+    num_neighbours: int = 2,
+) -> SelfSupervised:
+    neighbours = pixel_neighbours(toy_images(LABELS[:num_images]), num_neighbours, seed=0)
     with seeded(0, "projector"):
-        return SelfSupervised(name, config, **{"num_images": 33, "embedding_dim": 16, **sizes})
+        return SelfSupervised(name, config, neighbours=neighbours, embedding_dim=16)
 
 
 def fresh_model() -> DeepClusteringViT:
@@ -97,13 +106,39 @@ def test_the_losses_are_those_of_the_papers(seed: int, size: int, temperature: f
         assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("transforms", [{}, {"shift": 0.0, "jitter": 0.0}], ids=["set", "default"])
-def test_views_are_two_and_differ(transforms: dict[str, float]) -> None:
+@pytest.mark.parametrize("num_neighbours", [0, 3])
+def test_a_batch_shows_every_image_and_a_partner(num_neighbours: int) -> None:
+    found = objective("simclr", num_neighbours=num_neighbours)
+    neighbours = pixel_neighbours(toy_images(LABELS), num_neighbours, seed=0)
+    batch = np.array([30, 4, 7, 11])
+    with seeded(1):
+        drawn = np.array([found.shown(batch) for _ in range(100)])  # (100, 2 * 4)
+    assert (drawn[:, :4] == batch).all()
+    for image, partners in zip(batch, drawn[:, 4:].T, strict=True):
+        assert set(partners) == (set(neighbours[image]) if num_neighbours else {image})
+
+
+def test_two_views_of_an_image_differ() -> None:
     images = torch.from_numpy(toy_images(LABELS) / 255).permute(0, 3, 1, 2).float()
-    views = objective("simclr", CONFIG.model_copy(update=transforms)).views(images, np.arange(33))
+    found = objective("simclr", num_neighbours=0)
+    rows = found.shown(np.arange(33))
+    views = found.views(images[rows], rows)
+    np.testing.assert_array_equal(views.rows, rows)
     one, other = views.images.chunk(2)
     assert one.shape == other.shape == images.shape
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_view_is_pulled_to_the_centroid_of_the_image_that_it_shows() -> None:
+    found = objective("simclr")
+    anchors = Anchors(np.eye(3, 16, dtype=np.float32), np.arange(33) % 3, gamma=2.0)
+    rows = found.shown(np.array([5, 6, 7]))
+    embedding = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    views = Views(torch.zeros(6, 1, 8, 8), rows)
+    loss, own, clustering = Joint(found, anchors).loss(Output(embedding, torch.zeros(6, 0)), views)
+    squared = np.square(embedding.double().numpy() - anchors.centroids[rows % 3]).sum(axis=1)
+    assert clustering.item() == pytest.approx(squared.mean(), rel=1e-6)
+    assert loss.item() == pytest.approx(own.item() + 2 * squared.mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["simclr", "vicreg"])
@@ -121,7 +156,7 @@ def test_the_loss_falls_on_the_toy(name: Name, anchored: bool) -> None:
 
 def run(
     name: Name,
-    config: PretrainingConfig = CONFIG,
+    config: SelfSupervisedConfig = CONFIG,
     *,
     anchored: bool = False,
     scratch: Path | None = None,
@@ -141,7 +176,7 @@ def run(
     return model, history
 
 
-@pytest.mark.parametrize("call", [2, 5, 10], ids=lambda call: f"view {call}")
+@pytest.mark.parametrize("call", [2, 3, 6], ids=lambda call: f"step {call}")
 @pytest.mark.parametrize("name", ["simclr", "vicreg"])
 def test_interrupted_self_supervision_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Name, call: int
@@ -161,8 +196,51 @@ def test_interrupted_self_supervision_resumes_to_the_same_bytes(
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(InputError, match="there is only 1"):
         objective("simclr", num_images=1)
-    with pytest.raises(InputError, match=r"pretraining\.batch_size: 1"):
+    with pytest.raises(InputError, match=r"pretraining\.self_supervised\.batch_size: 1"):
         objective("vicreg", CONFIG.model_copy(update={"batch_size": 1}))
+
+
+# --- neighbours --------------------------------------------------------------------------------
+
+
+def expected_neighbours(images: np.ndarray, number: int) -> np.ndarray:
+    """Image by image, in float64; all components, which these few pixels have."""
+    pixels = images.reshape(len(images), -1).astype(np.float64)
+    pixels -= pixels.mean(axis=0)
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+    distance = np.linalg.norm(pixels[:, None] - pixels[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    return np.argsort(distance, axis=1)[:, :number]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**16), size=st.integers(2, 40), number=st.integers(1, 6))
+def test_neighbours_are_the_nearest_other_images(seed: int, size: int, number: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, (size, 4, 3, 2)).astype(np.uint8)
+    found = pixel_neighbours(images, number, seed=seed)
+    if size > 2:  # of two images, each is as far from their mean
+        np.testing.assert_array_equal(found, expected_neighbours(images, min(number, size - 1)))
+    assert found.shape == (size, min(number, size - 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 30])
+def test_equal_images_are_neighbours_of_each_other_and_none_of_itself(size: int) -> None:
+    found = pixel_neighbours(np.full((size, 4, 4, 1), 7, np.uint8), 5, seed=0)
+    assert found.shape == (size, min(5, size - 1))
+    assert not (found == np.arange(size)[:, None]).any()
+
+
+def test_components_of_a_sample_and_of_chunks_find_the_same_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = toy_images(np.arange(60) % 3)
+    expected = pixel_neighbours(images, 5, seed=0)
+    monkeypatch.setattr(neighbours, "CHUNK_VALUES", 64 * 7)
+    np.testing.assert_array_equal(pixel_neighbours(images, 5, seed=0), expected)
+    monkeypatch.setattr(neighbours, "SAMPLE_IMAGES", 40)
+    sampled = pixel_neighbours(images, 5, seed=0)
+    np.testing.assert_array_equal(pixel_neighbours(images, 5, seed=0), sampled)
+    assert (sampled % 3 == np.arange(60)[:, None] % 3).all()  # of the same class, as they are
 
 
 # --- pseudo-labels -----------------------------------------------------------------------------

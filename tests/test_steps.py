@@ -29,7 +29,7 @@ from vitdc.artifacts import (
     SplitEmbeddings,
     writing,
 )
-from vitdc.config import DataConfig, ModelConfig
+from vitdc.config import DataConfig, ModelConfig, PretrainingConfig, SelfSupervisedConfig
 from vitdc.errors import InputError, TrainingError
 from vitdc.model import load_model
 from vitdc.quick_timm import timm
@@ -242,7 +242,7 @@ def test_l_counts_known_labels_only(tmp_path: Path) -> None:
 
 
 def test_pretraining_without_epochs_needs_no_labels(unlabelled: Path, tmp_path: Path) -> None:
-    pretraining = toys.PRETRAINING.model_copy(update={"epochs": 0})
+    pretraining = PretrainingConfig(self_supervised=SelfSupervisedConfig(epochs=0))
     found = steps.pretrain(
         dataset=unlabelled,
         model=toys.MODEL,

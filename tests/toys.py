@@ -17,12 +17,14 @@ from vitdc.config import (
     JointConfig,
     ModelConfig,
     PretrainingConfig,
+    SelfSupervisedConfig,
 )
 
 WriteImages = Callable[..., Path]  # of the fixture `write_images`
 CLASS_NAMES = ("left", "right", "bottom")
 MODEL = ModelConfig(patch_size=4, embed_dim=16, depth=2, num_heads=2)
-PRETRAINING = PretrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3)
+BRIEFLY: dict[str, Any] = {"epochs": 3, "batch_size": 16, "learning_rate": 3e-3}
+PRETRAINING = PretrainingConfig(**BRIEFLY, self_supervised=SelfSupervisedConfig(**BRIEFLY))
 JOINT = JointConfig(epochs=1, batch_size=16, learning_rate=1e-3, gamma=0.5)
 CLUSTERING = ClusteringConfig(num_clusters=3, num_restarts=3, num_iterations=20)
 CONVERGENCE = ConvergenceConfig(epsilon=0, max_rounds=2)
@@ -34,7 +36,11 @@ SMALL_PARAMS = {
     "seed": 0,
     "data": {"source": "digits", "max_train": 300, "max_test": 100},
     "model": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
-    "pretraining": {"epochs": 2, "learning_rate": 0.003},
+    "pretraining": {
+        "epochs": 2,
+        "learning_rate": 0.003,
+        "self_supervised": {"epochs": 2},
+    },
     "clustering": {"num_clusters": 10, "num_restarts": 2},
     "joint": {"epochs": 1, "gamma": 0.1},
     "convergence": {"epsilon": 0.0, "max_rounds": 2},

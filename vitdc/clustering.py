@@ -50,11 +50,7 @@ def kmeans(
     Raises:
         InputError: There are more clusters than points.
     """
-    if config.num_clusters > len(points):
-        raise InputError(
-            f"clustering.num_clusters: {config.num_clusters} clusters cannot be made of"
-            f" {len(points)} images; at most {len(points)} are possible"
-        )
+    check_enough(points, config)
     rows = _sample(len(points), config, seed, own)
     sample = np.ascontiguousarray(points[rows], dtype=np.float32)
     own_sample = None if own is None else own[rows]
@@ -69,6 +65,19 @@ def kmeans(
         centroids[empty] = sample[np.argsort(-distance, kind="stable")[: len(empty)]]
         centroids = _search(sample, config, seed=seed, initial=centroids, own=own_sample)
     return KMeans(centroids, assign(points, centroids, own=own)[0])
+
+
+def check_enough(points: np.ndarray, config: ClusteringConfig) -> None:
+    """Refuse to make more clusters than there are points.
+
+    Raises:
+        InputError: Says how many are possible.
+    """
+    if config.num_clusters > len(points):
+        raise InputError(
+            f"clustering.num_clusters: {config.num_clusters} clusters cannot be made of"
+            f" {len(points)} images; at most {len(points)} are possible"
+        )
 
 
 def _sample(

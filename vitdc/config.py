@@ -215,8 +215,6 @@ class TrainingConfig(Section):
     """Length of the linear warm-up, in epochs."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's decoupled decay; biases, norms and position embeddings have none."""
-    label_smoothing: Fraction = 0.0
-    """Share of the target spread evenly over all classes, in training only."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     flip: bool = False
@@ -229,47 +227,84 @@ class TrainingConfig(Section):
     """Largest random change of scale: 0.1 means 0.9 to 1.1."""
     jitter: Fraction = 0.0
     """Largest random change of brightness and of contrast: 0.2 means 0.8 to 1.2."""
+
+
+class TargetTrainingConfig(TrainingConfig):
+    """A training towards targets: labels or pseudo-labels."""
+
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes, in training only."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of timm's mixup; 0 turns it off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of timm's cutmix; 0 turns it off."""
 
 
-class PretrainingConfig(TrainingConfig):
+class SelfSupervisedConfig(TrainingConfig):
+    """The initial training on no label; it takes more steps than one on labels."""
+
+    epochs: NonNegativeInt = 60
+    """Passes over the training images."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate, reached at the end of the warm-up."""
+    shift: Fraction = 0.1
+    """Largest random shift of a view, as a share of the image side."""
+    rotate: Annotated[float, Number, Field(ge=0, le=180)] = 12.0
+    """Largest random rotation of a view, in degrees."""
+    zoom: Fraction = 0.12
+    """Largest random change of a view's scale: 0.1 means 0.9 to 1.1."""
+    num_neighbours: NonNegativeInt = 5
+    """The second view of an image is one of so many images nearest to it by their pixels, drawn
+    anew in every epoch; 0 takes a second view of the image itself (plain SimCLR or VICReg). Pixels
+    tell what is near where images are small and aligned; take 0 for photos."""
+    temperature: PositiveFloat = 0.2
+    """Of SimCLR's loss; lower tells near images apart more strongly."""
+    projector_dim: PositiveInt = 128
+    """Width of the projector between the embedding and the loss."""
+
+
+class PretrainingConfig(TargetTrainingConfig):
     """The initial training: cross-entropy on labels (eq. 5), or self-supervision without any."""
 
     objective: Literal["auto", "supervised", "simclr", "vicreg"] = "auto"
     """`supervised` is cross-entropy on the labels. `simclr` and `vicreg` train on no label: two
-    augmented views of an image are to agree. `auto` is supervised where labels may be trained on;
-    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones. Views are
-    drawn with flip, shift, rotate, zoom and jitter; if all are 0, with shift 0.1, rotate 10, zoom
-    0.2 and jitter 0.2. Label smoothing, mixup and cutmix are for targets only."""
-    temperature: PositiveFloat = 0.5
-    """Of SimCLR's loss; lower tells near images apart more strongly."""
-    projector_dim: PositiveInt = 128
-    """Width of the projector between the embedding and a self-supervised loss."""
+    views of what is alike are to agree. `auto` is supervised where labels may be trained on;
+    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones."""
+    self_supervised: SelfSupervisedConfig = SelfSupervisedConfig()
+    """How `simclr` and `vicreg` train; the knobs beside this section are of `supervised`. For one
+    run: `-S pretraining.self_supervised.epochs=100`."""
 
 
-class JointConfig(TrainingConfig):
+class JointConfig(TargetTrainingConfig):
     """The retraining of every round with the joint loss (eq. 8)."""
 
     gamma: NonNegativeFloat = 0.1
     """Weight of the clustering loss; 0 is the control without it."""
-    confident: Share = 0.5
+    confident: Share | None = None
     """Share of a cluster's images without a label that are trained to be in it, those nearest to
-    its centroid; the others are only pulled towards it (gamma)."""
+    its centroid; the others are only pulled towards it (gamma). Null means 0.5, and 1 where the
+    clusters were found on a manifold (`clustering.space`), of which the centroid knows nothing."""
 
 
 class ClusteringConfig(Section):
-    """k-means on the training embeddings (faiss)."""
+    """k-means on the training embeddings (faiss), or a Gaussian mixture on a manifold of them."""
 
     num_clusters: PositiveInt = 10
     """Number k of clusters."""
+    space: Literal["auto", "embedding", "manifold"] = "auto"
+    """Where the clusters of the training images are found: by k-means in the `embedding`, or on a
+    `manifold` of it by UMAP and a Gaussian mixture. `auto` takes the manifold where no label is
+    trained on and the model started from fresh weights. Centroids are the clusters' mean
+    embeddings either way."""
+    manifold_dims: PositiveInt = 10
+    """Dimensions of the manifold."""
+    manifold_neighbours: Annotated[int, Number, Field(ge=2)] = 30
+    """Nearest embeddings that UMAP keeps together; few make many small islands, many blur them."""
     num_iterations: PositiveInt = 50
     """Lloyd iterations per restart."""
     num_restarts: PositiveInt = 10
-    """Random starts in round 0, of which the best counts; later rounds start from the centroids
-    of the round before."""
+    """Random starts, of which the best counts; in the embedding only in round 0: later rounds start
+    from the centroids of the round before."""
     max_points_per_centroid: PositiveInt | None = None
     """Train on a random subset of this many embeddings per cluster; null trains on all."""
     silhouette_samples: NonNegativeInt = 1000

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -62,9 +63,16 @@ KNOBS = {
     "gamma": ("joint.gamma",),
     "epsilon": ("convergence.epsilon",),
     "max_rounds": ("convergence.max_rounds",),
-    "epochs": ("pretraining.epochs",),
-    "batch_size": ("pretraining.batch_size", "joint.batch_size"),
-    "learning_rate": ("pretraining.learning_rate",),
+    "epochs": ("pretraining.epochs", "pretraining.self_supervised.epochs"),
+    "batch_size": (
+        "pretraining.batch_size",
+        "pretraining.self_supervised.batch_size",
+        "joint.batch_size",
+    ),
+    "learning_rate": (
+        "pretraining.learning_rate",
+        "pretraining.self_supervised.learning_rate",
+    ),
     "round_epochs": ("joint.epochs",),
     "round_learning_rate": ("joint.learning_rate",),
     "image_size": ("data.image_size",),
@@ -248,8 +256,8 @@ class DeepClustering(
         values = _merged(DEFAULTS, given.model_dump(exclude_unset=True))
         for name, places in KNOBS.items():
             if (value := getattr(self, name)) is not None:
-                for section, key in map(_section_and_key, places):
-                    values = _merged(values, {section: {key: _plain(value)}})
+                for place in places:
+                    values = _merged(values, _at(place, _plain(value)))
         if self.random_state is not None and not self._has_generator():
             values["seed"] = _plain(self.random_state)
         return Params.parse(values, where=type(self).__name__)
@@ -508,20 +516,19 @@ def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
     merged = dict(values)
     for key, value in more.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
+        merged[key] = _merged(merged[key], value) if both else value
     return merged
 
 
-def _section_and_key(place: str) -> tuple[str, str]:
-    section, _, key = place.partition(".")
-    return section, key
+def _at(place: str, value: Any) -> dict[str, Any]:
+    """The value in its sections: {"joint": {"gamma": 0.1}}."""
+    section, _, rest = place.partition(".")
+    return {section: _at(rest, value) if rest else value}
 
 
 def _common_value(params: Params, places: tuple[str, ...]) -> Any:
     """The value in all of the places; None, which leaves it to `params`, if there is none such."""
-    first, *others = (
-        getattr(getattr(params, section), key) for section, key in map(_section_and_key, places)
-    )
+    first, *others = (attrgetter(place)(params) for place in places)
     return first if all(other == first for other in others) else None
 
 
@@ -651,19 +658,16 @@ def _knob_lines() -> str:
 
 
 def _knob_line(name: str, places: tuple[str, ...]) -> str:
-    section, key = _section_and_key(places[0])
+    section, _, key = places[0].partition(".")
     config = type(getattr(Params(), section))
-    field = config.model_fields[key]
-    text = " ".join((field.description or "").split())
-    if (
-        len(places) == 1
-        and issubclass(config, TrainingConfig)
-        and key in TrainingConfig.model_fields
-    ):
+    text = " ".join((config.model_fields[key].description or "").split())
+    of_one_section = all(place.startswith(f"{section}.") for place in places)
+    if of_one_section and issubclass(config, TrainingConfig) and key in TrainingConfig.model_fields:
         text = f"{(config.__doc__ or '').rstrip('.')}: {text[:1].lower()}{text[1:]}"
-    default = json.dumps(DEFAULTS.get(section, {}).get(key, field.default))
+    defaults = Params.parse(DEFAULTS, where="defaults")
+    values = dict.fromkeys(json.dumps(attrgetter(place)(defaults)) for place in places)
     where = " and ".join(f"`{place}`" for place in places)
-    text = f"{name}: {text} Default: {where} of `params` ({default})."
+    text = f"{name}: {text} Default: {where} of `params` ({' and '.join(values)})."
     return textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 

@@ -15,7 +15,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vitdc import __version__, artifacts
 from vitdc.artifacts import (
@@ -42,6 +42,7 @@ from vitdc.config import (
     Params,
     PretrainingConfig,
     Section,
+    SelfSupervisedConfig,
     TrainingConfig,
 )
 from vitdc.errors import InputError, TrainingError
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from vitdc.evaluation import Findings
     from vitdc.model import DeepClusteringViT
-    from vitdc.objectives import Objective
+    from vitdc.objectives import Objective, SelfSupervised
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def pretrain(
         watcher: Hears of batches and epochs.
     """
     from vitdc.model import build_model
-    from vitdc.objectives import Joint, SelfSupervised, Supervised, choose_initial
+    from vitdc.objectives import Joint, Supervised, choose_initial
     from vitdc.seeding import seeded
     from vitdc.weights import fingerprint
 
@@ -122,17 +123,17 @@ def pretrain(
             mean=images.mean,
             std=images.std,
         )
-    config = pretraining if choice.objective else _without_epochs(pretraining)
-    config = _without_augmentation(vit, config, "pretrain")
-    objective: Objective = Supervised(images.training_labels, config)
-    if choice.objective in ("simclr", "vicreg") and pretraining.epochs:
-        with seeded(seed, "pretrain", "projector"):
-            objective = SelfSupervised(
-                choice.objective,
-                pretraining,
-                num_images=len(images.train),
-                embedding_dim=vit.embedding_dim,
-            )
+    config: TrainingConfig
+    objective: Objective
+    if choice.objective in ("simclr", "vicreg") and pretraining.self_supervised.epochs:
+        config = pretraining.self_supervised
+        objective = _self_supervised(
+            choice.objective, images, config, vit.embedding_dim, compute=compute, seed=seed
+        )
+    else:
+        config = pretraining if is_supervised else _without_epochs(pretraining)
+        config = _without_augmentation(vit, config, "pretrain")
+        objective = Supervised(images.training_labels, config)
     description = Checkpoint(
         round=0,
         model=model.model_dump()
@@ -161,6 +162,30 @@ def pretrain(
         scratch=scratch,
         watcher=watcher,
     )
+
+
+def _self_supervised(
+    name: Literal["simclr", "vicreg"],
+    images: Dataset,
+    config: SelfSupervisedConfig,
+    embedding_dim: int,
+    *,
+    compute: ComputeConfig,
+    seed: int,
+) -> SelfSupervised:
+    """The objective with its neighbours, which are found again when a training is resumed."""
+    from vitdc.device import limited_threads
+    from vitdc.objectives import SelfSupervised, pixel_neighbours
+    from vitdc.seeding import derive_seed, seeded
+
+    with limited_threads(compute.num_threads):
+        neighbours = pixel_neighbours(
+            images.train.images,
+            config.num_neighbours,
+            seed=derive_seed(seed, "pretrain", "neighbours"),
+        )
+    with seeded(seed, "pretrain", "projector"):
+        return SelfSupervised(name, config, neighbours=neighbours, embedding_dim=embedding_dim)
 
 
 def embed(
@@ -201,7 +226,8 @@ def embed(
         limited_threads(compute.num_threads),
         artifacts.writing(output, Embeddings.kind, made_by) as writer,
     ):
-        writer.metadata = {"round": trained.round}
+        is_pretrained = bool(trained.model.get("pretrained"))
+        writer.metadata = {"round": trained.round, "is_pretrained": is_pretrained}
         if keeps_features:
             writer.metadata["features_of"] = _features_of(vit, dataset)
         for name in artifacts.SPLITS:
@@ -234,6 +260,8 @@ def cluster(
 ) -> Clustering:
     """Cluster the training embeddings; test images go to their nearest centroid.
 
+    Without labels and pretrained weights the clusters are found on a manifold of the embedding.
+
     Where some labels may be trained on and others are unknown, the first clusters are the classes,
     and the images with a known label stay in theirs; these do not score.
 
@@ -243,7 +271,7 @@ def cluster(
         embeddings: Directory of the Embeddings.
         previous: Directory of the Clustering of the round before, to start from and to keep the
             cluster ids of; none in round 0.
-        clustering: The k-means settings.
+        clustering: Number of clusters, and where and how they are found.
         compute: Threads.
         seed: Seed of the random starts and of the silhouette's sample.
         output: Directory of the Clustering.
@@ -253,6 +281,7 @@ def cluster(
     from vitdc import metrics
     from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
+    from vitdc.manifold import choose_space, find_on_manifold
     from vitdc.seeding import derive_seed
     from vitdc.typicality import atypicality, fit, leave_one_out
 
@@ -267,22 +296,29 @@ def cluster(
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
+    space = choose_space(
+        clustering.space, supervision=images.supervision, is_pretrained=embedded.is_pretrained
+    )
+    logger.info("cluster: space %s, because %s", *space)
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
-        found = kmeans(
-            points,
-            clustering,
-            seed=derive_seed(seed, "cluster", embedded.round),
-            initial=before.centroids if before else None,
-            own=own,
-        )
+        stream = derive_seed(seed, "cluster", embedded.round)
+        if space.name == "manifold":
+            previous_assignment = before.train.assignment if before else None
+            layout, found = find_on_manifold(
+                points, clustering, seed=stream, own=own, previous=previous_assignment
+            )
+        else:
+            initial = before.centroids if before else None
+            found = kmeans(points, clustering, seed=stream, initial=initial, own=own)
+            layout = points
         if before and own is None:
             ids = match_ids(
                 before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
             )
             found = relabel(found, ids)
         nearest = {
-            "train": assign(points, found.centroids, own=own),
+            "train": assign(points, found.centroids, own=found.assignment),
             "test": assign(embedded.test.embedding, found.centroids),
         }
         typicality = fit(
@@ -301,7 +337,7 @@ def cluster(
         splits = {n: SplitClustering(*nearest[n], atypical[n]) for n in artifacts.SPLITS}
         train = splits["train"]
         silhouette = metrics.silhouette(
-            points,
+            layout,
             train.assignment,
             num_samples=clustering.silhouette_samples,
             seed=derive_seed(seed, "silhouette"),
@@ -318,7 +354,7 @@ def cluster(
         centroids=found.centroids,
         **splits,
         scores=scores,
-        config=clustering.model_dump(),
+        config={**clustering.model_dump(), "space": space.name},
         typicality=typicality,
     ).save(
         output,
@@ -373,8 +409,9 @@ def retrain(
     anchors = Anchors(frozen.centroids, frozen.train.assignment, joint.gamma)
     targets, num_outputs = images.training_labels, len(images.class_names)
     if images.supervision != "full":
+        confident = joint.confident or (1.0 if frozen.config.get("space") == "manifold" else 0.5)
         targets = pseudo_labels(
-            targets, frozen.train.assignment, frozen.train.distance, confident=joint.confident
+            targets, frozen.train.assignment, frozen.train.distance, confident=confident
         )
         num_outputs = len(frozen.centroids)
     vit = load_model(trained)

@@ -126,14 +126,15 @@ def train(
                 order = _permutation(usable, derive_seed(seed, *stream, epoch, "order"))
                 losses = []  # per step: (P,) the parts, on the device
                 for index in range(steps_per_epoch):
-                    rows = order[index * config.batch_size : (index + 1) * config.batch_size]
+                    batch = order[index * config.batch_size : (index + 1) * config.batch_size]
+                    rows = objective.shown(batch)
                     views = objective.views(to_tensor(inputs[rows], device), rows)
                     step = epoch * steps_per_epoch + index
                     rate = learning_rate(step, config, steps_per_epoch=steps_per_epoch)
                     with clock.compute():
                         loss = _step(trained, objective, views, optimizer, rate, config, compute)
                     losses.append(loss)
-                    clock.images += len(rows)
+                    clock.images += len(batch)
                     if index % CHECK_EVERY == 0 or index + 1 == steps_per_epoch:
                         _check_finite(losses, objective.parts, stream, epoch, scratch)
                         values = _named(objective.parts, loss) | {"learning_rate": rate}

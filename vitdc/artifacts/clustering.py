@@ -40,7 +40,8 @@ class ClusteringScores:
     Attributes:
         train: Scores of the training split.
         test: Scores of the test split.
-        silhouette: Of the training embeddings, in [-1, 1]; estimated on a sample.
+        silhouette: Of the training images in the space in which the clusters were found, in
+            [-1, 1]; estimated on a sample.
         changed: Share of training images whose cluster differs from the round before; None in
             round 0.
         inertia: Mean squared distance of the training embeddings to their centroids.
@@ -70,8 +71,9 @@ class SplitClustering:
 
     Attributes:
         assignment: (N,) int64: cluster of every image, the one with the nearest centroid; of a
-            training image whose class is a cluster (partial labels), that cluster.
-        distance: (N,) float32: Euclidean distance of z to that centroid.
+            training image the one that was found on the manifold, if it was, and where its class is
+            a cluster (partial labels), that cluster.
+        distance: (N,) float32: Euclidean distance of z to the centroid of its cluster.
         atypicality: (N,) float32: see `vitdc.typicality`; of training images with each left out.
     """
 
@@ -92,11 +94,11 @@ class Clustering:
 
     Attributes:
         round: The round whose embeddings were clustered.
-        centroids: (K, D) float32.
+        centroids: (K, D) float32; in the embedding, wherever the clusters were found.
         train: Clusters of the training images.
         test: Nearest training centroids of the test images.
         scores: How good the clustering is.
-        config: The `clustering` section it was made with.
+        config: The `clustering` section it was made with; its `space` is the one it was made in.
         typicality: What the training images of every cluster look like.
     """
 

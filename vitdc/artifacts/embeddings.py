@@ -56,6 +56,10 @@ class Embeddings:
     Payload: {train,test}_{embedding,cross_entropy,predicted}.npy, and {train,test}_features.npy.
 
     Attributes:
+        round: Of the model.
+        train: Of the training images.
+        test: Of the test images.
+        is_pretrained: Whether the initial training of the model started from pretrained weights.
         features_of: Names the images and the backbone of the features; empty without any.
     """
 
@@ -64,6 +68,7 @@ class Embeddings:
     round: int
     train: SplitEmbeddings
     test: SplitEmbeddings
+    is_pretrained: bool
     features_of: str = ""
 
     @classmethod
@@ -76,7 +81,13 @@ class Embeddings:
             split: SplitEmbeddings(**{n: read_array(path / f"{split}_{n}.npy") for n in names})
             for split in SPLITS
         }
-        return cls(round=metadata["round"], **splits, features_of=features_of)
+        return cls(
+            round=metadata["round"],
+            **splits,
+            # older ones do not tell; it counts without labels only, which they could not do without
+            is_pretrained=metadata.get("is_pretrained", False),
+            features_of=features_of,
+        )
 
     def split(self, name: str) -> SplitEmbeddings:
         return {"train": self.train, "test": self.test}[name]

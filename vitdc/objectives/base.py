@@ -14,9 +14,9 @@ class Views(NamedTuple):
     """What the model sees of a batch.
 
     Attributes:
-        images: (V * B, C, H, W) float in [0, 1]: V random views of every image, view after view.
-        rows: (B,) which images of the data set these are.
-        mixing: (B, B) rows of convex weights where images are mixed: image i is made of image j
+        images: (V, C, H, W) float in [0, 1].
+        rows: (V,) which image of the data set each is a view of.
+        mixing: (V, V) rows of convex weights where images are mixed: image i is made of image j
             with weight mixing[i, j]. None means the identity.
     """
 
@@ -43,12 +43,19 @@ class Objective(Protocol):
     def usable(self) -> np.ndarray:
         """(n,) ascending indices of the images that carry loss."""
 
-    def views(self, images: Tensor, rows: np.ndarray) -> Views:
-        """Draw the views of a batch.
+    def shown(self, rows: np.ndarray) -> np.ndarray:
+        """(V,) the images that are shown for a batch, perhaps several times or beside others.
 
         Args:
-            images: (B, C, H, W) float in [0, 1].
-            rows: (B,) which images of the data set these are.
+            rows: (B,) the batch: indices of images of the data set.
+        """
+
+    def views(self, images: Tensor, rows: np.ndarray) -> Views:
+        """Draw a random view of every image.
+
+        Args:
+            images: (V, C, H, W) float in [0, 1], those that `shown` has named.
+            rows: (V,) which images of the data set these are.
         """
 
     def loss(self, output: Output, views: Views) -> tuple[Tensor, ...]:

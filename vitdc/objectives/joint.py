@@ -50,6 +50,9 @@ class Joint:
             return self.objective.usable()
         return np.arange(len(self.anchors.assignment))
 
+    def shown(self, rows: np.ndarray) -> np.ndarray:
+        return self.objective.shown(rows)
+
     def views(self, images: Tensor, rows: np.ndarray) -> Views:
         return self.objective.views(images, rows)
 
@@ -59,7 +62,6 @@ class Joint:
         if self.anchors is None:
             return total, *parts, torch.zeros_like(total)
         own = self.anchors.centroids[self.anchors.assignment[views.rows]]
-        num_views = len(views.images) // len(views.rows)
-        centroids = torch.from_numpy(own).to(output.embedding.device).repeat(num_views, 1)
+        centroids = torch.from_numpy(own).to(output.embedding.device)
         clustering = clustering_loss(output.embedding, centroids, views.mixing)
         return total + self.anchors.gamma * clustering, *parts, clustering

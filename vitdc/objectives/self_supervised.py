@@ -1,4 +1,8 @@
-"""Self-supervision: two random views of an image are to agree, and those of others are not.
+"""Self-supervision: two views of what is alike are to agree, and those of other images are not.
+
+Alike is an image with itself or, on small images that are unlike photos, with one of its nearest
+neighbours by the pixels (as in NNCLR, https://arxiv.org/abs/2104.14548, whose neighbours are those
+of the embedding): augmentation alone would tell apart two images of one class.
 
 The losses are those of pytorch-metric-learning: SimCLR's NT-Xent (https://arxiv.org/abs/2002.05709)
 and VICReg (https://arxiv.org/abs/2105.04906). They see the embedding through a projector, which is
@@ -15,57 +19,63 @@ import torch
 from torch import Tensor, nn
 
 from vitdc.augmentation import augment
-from vitdc.config import PretrainingConfig
+from vitdc.config import SelfSupervisedConfig
 from vitdc.errors import InputError
 from vitdc.model import Output
 from vitdc.objectives.base import Views
 
 Name = Literal["simclr", "vicreg"]
-TRANSFORMS = {"flip": False, "shift": 0.1, "rotate": 10.0, "zoom": 0.2, "jitter": 0.2}
-"""What makes views differ where the configuration sets no transform at all."""
 
 
 class SelfSupervised:
-    """SimCLR or VICReg over all images, two augmented views of each."""
+    """SimCLR or VICReg over all images, with an augmented view of each and one of its partner."""
 
     min_batch: ClassVar[int] = 2  # an image is compared with others
 
     def __init__(
-        self, name: Name, config: PretrainingConfig, *, num_images: int, embedding_dim: int
+        self,
+        name: Name,
+        config: SelfSupervisedConfig,
+        *,
+        neighbours: np.ndarray,
+        embedding_dim: int,
     ) -> None:
         """Draw the projector's weights from torch's global generator.
 
         Args:
             name: Which loss.
             config: Augmentation, and the knobs of the loss.
-            num_images: N.
+            neighbours: (N, K) images that an image's second view may be of; with K = 0 it is one of
+                the image itself.
             embedding_dim: D.
 
         Raises:
             InputError: There is nothing to compare: one image, or batches of one.
         """
-        _check(name, config, num_images)
+        _check(name, config, len(neighbours))
         self.parts = (name,)
         self.module = projector(embedding_dim, config.projector_dim)
-        self._views, self._num_images = _with_transforms(config), num_images
+        self._config, self._neighbours = config, neighbours
         self._loss = _loss(name, config)
 
     def usable(self) -> np.ndarray:
-        return np.arange(self._num_images)
+        return np.arange(len(self._neighbours))
+
+    def shown(self, rows: np.ndarray) -> np.ndarray:
+        """(2B,) the batch, then a partner of each, drawn from torch's global generator."""
+        number = self._neighbours.shape[1]
+        if not number:
+            return np.concatenate([rows, rows])
+        which = torch.randint(number, (len(rows),)).numpy()
+        return np.concatenate([rows, self._neighbours[rows, which]])
 
     def views(self, images: Tensor, rows: np.ndarray) -> Views:
-        """Two augmented views of every image."""
-        both = [augment(images, self._views) for _ in range(2)]
-        return Views(torch.cat(both), rows)
+        """An augmented view of every image that is shown."""
+        return Views(augment(images, self._config), rows)
 
     def loss(self, output: Output, views: Views) -> tuple[Tensor]:
         one, other = self.module(output.embedding).chunk(2)  # (B, projector_dim) each
         return (self._loss(one, other),)
-
-
-def _with_transforms(config: PretrainingConfig) -> PretrainingConfig:
-    is_set = any(getattr(config, name) for name in TRANSFORMS)
-    return config if is_set else config.model_copy(update=TRANSFORMS)
 
 
 def projector(embedding_dim: int, width: int) -> nn.Sequential:
@@ -78,7 +88,7 @@ def projector(embedding_dim: int, width: int) -> nn.Sequential:
     )
 
 
-def _loss(name: Name, config: PretrainingConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(name: Name, config: SelfSupervisedConfig) -> Callable[[Tensor, Tensor], Tensor]:
     # imported here, because only this objective needs it
     from pytorch_metric_learning.losses import SelfSupervisedLoss, SupConLoss, VICRegLoss
 
@@ -90,7 +100,7 @@ def _loss(name: Name, config: PretrainingConfig) -> Callable[[Tensor, Tensor], T
     return lambda one, other: vicreg(one, ref_emb=other)
 
 
-def _check(name: Name, config: PretrainingConfig, num_images: int) -> None:
+def _check(name: Name, config: SelfSupervisedConfig, num_images: int) -> None:
     if num_images < SelfSupervised.min_batch:
         raise InputError(
             f"pretraining.objective: {name} compares images with each other, and there is only"
@@ -98,6 +108,6 @@ def _check(name: Name, config: PretrainingConfig, num_images: int) -> None:
         )
     if config.batch_size < SelfSupervised.min_batch:
         raise InputError(
-            f"pretraining.batch_size: {config.batch_size}, but {name} compares the images of a"
-            " batch with each other; take e.g. 256"
+            f"pretraining.self_supervised.batch_size: {config.batch_size}, but {name} compares the"
+            " images of a batch with each other; take e.g. 256"
         )

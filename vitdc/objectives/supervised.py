@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitdc.augmentation import augment
-from vitdc.config import TrainingConfig
+from vitdc.config import TargetTrainingConfig
 from vitdc.losses import cross_entropy_loss, one_hot_targets
 from vitdc.model import Output
 from vitdc.objectives.base import Views
@@ -32,10 +32,13 @@ class Supervised:
     min_batch: ClassVar[int] = 1
 
     targets: np.ndarray
-    config: TrainingConfig
+    config: TargetTrainingConfig
 
     def usable(self) -> np.ndarray:
         return np.flatnonzero(self.targets >= 0)
+
+    def shown(self, rows: np.ndarray) -> np.ndarray:
+        return rows
 
     def views(self, images: Tensor, rows: np.ndarray) -> Views:
         """One augmented view, mixed where the configuration says so."""
@@ -68,7 +71,7 @@ def cross_entropy_per_image(logits: Tensor, targets: Tensor) -> Tensor:
     return values.where(targets >= 0, torch.nan)
 
 
-def _mix(images: Tensor, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+def _mix(images: Tensor, config: TargetTrainingConfig) -> tuple[Tensor, Tensor]:
     """Mix a batch; row i of the (B, B) mixing holds the share of every image in image i.
 
     Each image is given its own "class", so that timm's soft labels are the shares themselves and

@@ -1,0 +1,152 @@
+"""Clusters on a manifold of the embedding: UMAP, and a Gaussian mixture in its space.
+
+What was trained on no label puts the images of a class along curved, branching shapes, which
+k-means cuts apart. UMAP (https://arxiv.org/abs/1802.03426) lays them out by their neighbourhoods
+alone, as in N2D (https://arxiv.org/abs/1908.05968). Only the clusters are found there: centroids,
+losses and new images live in the embedding.
+
+UMAP compiles itself with numba, which takes seconds, so it is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vitdc.artifacts import Supervision
+from vitdc.clustering import KMeans, check_enough, kmeans
+from vitdc.config import ClusteringConfig
+
+VARIANCE = 1e-4  # added to the variances of the mixture: UMAP can put images on top of each other
+
+
+class Space(NamedTuple):
+    """Where clusters are found, and the reason in words."""
+
+    name: Literal["embedding", "manifold"]
+    reason: str
+
+
+def choose_space(
+    asked: Literal["auto", "embedding", "manifold"],
+    *,
+    supervision: Supervision,
+    is_pretrained: bool,
+) -> Space:
+    """Resolve `clustering.space`.
+
+    Args:
+        asked: Its value.
+        supervision: How many training images have a label that may be trained on.
+        is_pretrained: Whether the model started from pretrained weights.
+    """
+    if asked != "auto":
+        return Space(asked, "clustering.space says so")
+    if supervision != "none":
+        return Space("embedding", "labels are trained on")
+    if is_pretrained:
+        return Space("embedding", "the weights are pretrained")
+    return Space("manifold", "no label is trained on, and the weights are not pretrained")
+
+
+def find_on_manifold(
+    points: np.ndarray,
+    config: ClusteringConfig,
+    *,
+    seed: int,
+    own: np.ndarray | None = None,
+    previous: np.ndarray | None = None,
+) -> tuple[np.ndarray, KMeans]:
+    """Cluster `points` on a manifold of them.
+
+    Args:
+        points: (N, D) float32.
+        config: The `clustering` section.
+        seed: Of UMAP and of the random starts.
+        own: (N,) int64: the cluster that a point stays in, -1 for those that are free. A mixture
+            could not keep to it, so seeded k-means finds the clusters then.
+        previous: (N,) clusters of the round before, for k-means to start from.
+
+    Returns:
+        The manifold (N, d), and the clusters, whose centroids (K, D) are the means of their points.
+
+    Raises:
+        InputError: There are more clusters than points.
+    """
+    check_enough(points, config)
+    layout = unfold(points, config, seed=seed)
+    if own is None:
+        assignment = mixture(layout, config, seed=seed)
+    else:
+        initial = None if previous is None else means(layout, previous, config.num_clusters)
+        assignment = kmeans(layout, config, seed=seed, initial=initial, own=own).assignment
+    return layout, KMeans(means(points, assignment, config.num_clusters), assignment)
+
+
+def unfold(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.ndarray:
+    """Lay points out in few dimensions with UMAP, on one thread; equal seeds give equal bytes.
+
+    Args:
+        points: (N, D) float32.
+        config: The `clustering` section.
+        seed: Of UMAP.
+
+    Returns:
+        (N, d) float32 with d = `manifold_dims`; fewer where there are hardly more points. `points`
+        themselves where there are fewer than four.
+    """
+    if len(points) < 4:  # UMAP needs more points than dimensions, and more than one dimension
+        return points
+    from umap import UMAP
+
+    layout: np.ndarray = UMAP(
+        n_components=min(config.manifold_dims, len(points) - 2),
+        n_neighbors=min(config.manifold_neighbours, len(points) - 1),
+        min_dist=0.0,
+        random_state=seed,
+        n_jobs=1,  # more would give other bytes in every run
+    ).fit_transform(points)
+    return layout.astype(np.float32, copy=False)
+
+
+def mixture(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.ndarray:
+    """The most probable component of every point, in the likeliest of several mixtures.
+
+    Every round starts anew: UMAP lays each out differently, and a mixture that starts from the
+    means of the clusters before, without their shapes, was seen to lose clusters.
+
+    Args:
+        points: (N, d) float32, N >= K.
+        config: The `clustering` section.
+        seed: Of the random starts.
+
+    Returns:
+        (N,) int64.
+    """
+    if config.num_clusters == 1:  # scikit-learn takes no single point
+        return np.zeros(len(points), np.int64)
+    from sklearn.mixture import GaussianMixture
+
+    found = GaussianMixture(
+        config.num_clusters,
+        n_init=config.num_restarts,
+        reg_covar=VARIANCE,
+        random_state=seed,
+    ).fit_predict(points.astype(np.float64))
+    return found.astype(np.int64)  # type: ignore[no-any-return]
+
+
+def means(points: np.ndarray, assignment: np.ndarray, num_clusters: int) -> np.ndarray:
+    """(K, D) float32: the mean of every cluster's points; of all points for an empty cluster.
+
+    Args:
+        points: (N, D) float32.
+        assignment: (N,) cluster of every point.
+        num_clusters: K.
+    """
+    counts = np.bincount(assignment, minlength=num_clusters)[:, None]
+    sums = np.zeros((num_clusters, points.shape[1]))
+    np.add.at(sums, assignment, points)
+    everything = points.mean(axis=0, dtype=np.float64)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), everything).astype(np.float32)
