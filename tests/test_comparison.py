@@ -259,3 +259,17 @@ def test_every_format_takes_runs_without_labels(form: str) -> None:
         for run in toy_results()
     ]
     assert "gamma" in FORMATS[form](compare(runs))
+
+
+def test_runs_without_labels_are_compared_by_their_silhouette_with_a_warning() -> None:
+    runs = [
+        replace(run, values={"silhouette": 0.5 + 0.1 * (index > 2), "loss": 1.0, "rounds": 3})
+        for index, run in enumerate(toy_results())
+    ]
+    comparison = compare(runs)
+    text = as_text(comparison)
+    assert "No held-out image has a label" in text
+    assert "NMI" not in text
+    assert "Silhouette per group" in text
+    assert [each.score for each in comparison.differences] == ["silhouette"]
+    assert comparison.differences[0].mean == pytest.approx(0.1)

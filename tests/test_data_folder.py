@@ -229,6 +229,18 @@ def test_folder_that_may_not_be_read_is_refused(write_images, monkeypatch):
 def test_images_beside_class_folders_are_ambiguous(write_images):
     message = refusal(write_images("a.png", *CATS))
     assert "ambiguous layout: 1 images at the top (a.png) beside class folders (cats)" in message
+    assert "with data.labels=partial the images at the top have no label" in message
+
+
+def test_images_beside_class_folders_have_no_label_where_labels_are_partial(write_images):
+    root = write_images("a.png", "b.png", *CATS)
+    dataset = prepare(root, labels="partial", test_fraction=0)
+    assert dataset.class_names == ("cats",)
+    assert dataset.supervision == "partial"
+    known = dict(
+        zip((name for name, _ in dataset.image_names()), dataset.train.labels, strict=True)
+    )
+    assert known == {"a.png": -1, "b.png": -1, **dict.fromkeys(CATS, 0)}
 
 
 def test_split_folders_are_not_taken_for_classes(write_images):

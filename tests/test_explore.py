@@ -222,6 +222,13 @@ def test_an_image_tells_its_history_and_its_nearest_centroids(
     assert distance == pytest.approx(float(images.distance[45]), abs=1e-5)
 
 
+def test_a_head_that_was_trained_without_labels_names_no_class(run: FinishedRun) -> None:
+    known = np.zeros_like(run.dataset.known)
+    unlabelled = replace(run, dataset=replace(run.dataset, known=known))
+    assert Collection(run).predicted(0) >= 0
+    assert Collection(unlabelled).predicted(0) == -1
+
+
 # --- search by example ----------------------------------------------------------------------------
 
 

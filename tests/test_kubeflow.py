@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,20 @@ def test_metrics_are_shown_and_written(toy_run: ToyRun, tmp_path: Path) -> None:
     kubeflow.log_metrics(output, Clustering.load(toy_run.paths(1).clustering))
     assert 0 <= output.metadata["nmi_test"] <= 1
     assert json.loads((tmp_path / "metrics").read_text()) == output.metadata
+
+
+def test_a_result_without_labels_shows_its_silhouette_and_nothing_empty(toy_run: ToyRun) -> None:
+    evaluation = Evaluation.load(toy_run.results)
+    nothing = dict.fromkeys(("nmi", "ari", "acc"))
+    metrics = {"rounds": 2, "best_round": 2, "stop_reason": "max-rounds", "loss": 0.5}
+    metrics |= {"test": nothing, "train": nothing, "silhouette": 0.25}
+    rows = [replace(row, nmi_train=None, nmi_test=None, acc_test=None) for row in evaluation.rows]
+    output = artifact(toy_run.results)
+    kubeflow.describe(output, replace(evaluation, metrics=metrics, rows=rows))
+    assert output.metadata["silhouette"] == 0.25
+    assert None not in output.metadata.values()
+    assert "training images, silhouette" in output.metadata["summary"]
+    assert "NMI" not in output.metadata["summary"]
 
 
 def test_a_cluster_counts_as_the_class_of_most_of_its_images() -> None:

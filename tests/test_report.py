@@ -65,7 +65,6 @@ def toy(
         )
     return ReportData(
         title="Toy",
-        dataset="toy",
         class_names=[f"kind {i}" for i in range(num_classes)],
         parameters={"seed": 0, "joint": {"gamma": 0.1}},
         metrics={
@@ -88,6 +87,9 @@ def toy(
         after=snapshot(num_rounds, labels, num_clusters, noise=0.8),
         map_indices=np.arange(num_images),
         gallery_size=6,
+        sizes=np.arange(1, num_clusters + 1) * 200 // (num_clusters * (num_clusters + 1) // 2),
+        silhouette=0.456,
+        unsure=np.arange(min(2, num_images)),
     )
 
 
@@ -98,6 +100,7 @@ def unlabelled(data: ReportData) -> ReportData:
         labels=np.full_like(data.labels, -1),
         class_names=(),
         metrics={"test": nothing, "train": nothing, "head_accuracy": {"train": None, "test": None}},
+        supervision="none",
         rows=[replace(row, nmi_train=None, nmi_test=None) for row in data.rows],
     )
 
@@ -259,7 +262,7 @@ CONFUSIONS = {"confusion_before", "confusion_after"}
     ("data", "names"),
     [
         (toy(), {*ROUND_PANELS, *MAPS, *CONFUSIONS, "gallery"}),
-        (unlabelled(toy()), {"loss", "gain", "changed", *MAPS, "gallery"}),
+        (unlabelled(toy()), {"sizes", "loss", "gain", "changed", *MAPS, "gallery"}),
         (toy(num_clusters=5), {*ROUND_PANELS, *MAPS, *CONFUSIONS, "gallery"}),
         (toy(num_clusters=2), {*ROUND_PANELS, *MAPS, *CONFUSIONS, "gallery"}),
         (toy(num_rounds=1), {"nmi", "loss", "changed", *MAPS, *CONFUSIONS, "gallery"}),
@@ -338,10 +341,37 @@ def test_page_says_the_scores_and_the_errors_of_the_decoders() -> None:
 
 
 def test_page_without_labels_claims_no_scores() -> None:
-    html = page(unlabelled(toy()))
-    assert "No image has a label" in html
-    assert "NMI" not in html.split("<main>")[1].replace("NMI of", "")
-    assert "confusion" not in html.split("<main>")[1].lower()
+    main = page(unlabelled(toy())).split("<main>")[1]
+    assert "No label scores them" in main
+    for absent in ("NMI", "confusion", "Head accuracy", "None", "nan", "class unknown"):
+        assert absent not in main
+    for shown in (
+        "0.456",
+        "Silhouette",
+        "3.3%",
+        "Largest cluster",
+        "2 of 48 images are less typical",
+    ):
+        assert shown in main
+
+
+def test_every_score_says_on_how_many_images_it_was_computed() -> None:
+    data = toy()
+    metrics = {
+        **data.metrics,
+        "test": {**SCORES, "images": 1234},
+        "train": {**SCORES, "images": 56},
+    }
+    html = page(replace(data, metrics=metrics, supervision="partial", num_known=144))
+    assert "NMI, 1,234 held-out images" in html
+    assert "on the 56 whose label was not trained on" in html
+    assert "144 of them trained with their label" in html
+
+
+def test_concerns_stand_below_the_headline() -> None:
+    assert 'class="concerns' not in page(toy())
+    html = page(replace(toy(), concerns=["Cluster 3 holds 81 % of the images."]))
+    assert html.index("Cluster 3 holds 81 %") < html.index("How the rounds went")
 
 
 def test_large_images_become_thumbnails() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,7 @@ def test_vitdc_run_goes_from_digits_without_all_labels_to_a_report(
 
 
 def test_vitdc_run_goes_from_a_flat_folder_to_a_report(
-    vitdc: Callable[..., int], write_images: toys.WriteImages
+    vitdc: Callable[..., int], write_images: toys.WriteImages, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_images(*(f"{index:02}.png" for index in range(30)))
     data = {"source": "folder", "root": str(folder), "image_size": 8}
@@ -235,4 +236,65 @@ def test_vitdc_run_goes_from_a_flat_folder_to_a_report(
     assert vitdc("run", "--output", "run") == 0
     metrics = Evaluation.load(Path("run/results")).metrics
     assert metrics["test"] == {"nmi": None, "ari": None, "acc": None, "images": 0}
-    assert Path("run/results/report.html").exists()
+    assert "silhouette" in metrics
+    html = Path("run/results/report.html").read_text(encoding="utf-8")
+    assert "3 <small>clusters</small>" in html
+    said = capsys.readouterr().out
+    assert "NMI" not in said
+    assert "silhouette" in said
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_clusters", "message"),
+    [
+        (1, 3, "1 training image: clustering compares images"),
+        (6, 5, "5 clusters cannot be made of 4 training images"),
+    ],
+)
+def test_impossible_numbers_of_clusters_are_refused_before_anything_is_trained(
+    vitdc: Callable[..., int],
+    write_images: toys.WriteImages,
+    capsys: pytest.CaptureFixture[str],
+    num_images: int,
+    num_clusters: int,
+    message: str,
+) -> None:
+    folder = write_images(*(f"{index:02}.png" for index in range(num_images)))
+    data = {"source": "folder", "root": str(folder), "image_size": 8, "test_fraction": 0.3}
+    params = {**toys.SMALL_PARAMS, "data": data, "tracking": {"enabled": False}}
+    params["clustering"] = {"num_clusters": num_clusters}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert vitdc("run", "--output", "run") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last
+    assert not Path("run/pretrained").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_other", "num_clusters", "said"),
+    [
+        (0, 2, "note: "),
+        (1, 2, "note: Cluster "),
+        (0, 1, "note: There is one cluster, so it holds every image"),
+    ],
+    ids=["identical images", "99 to 1", "one cluster"],
+)
+def test_odd_images_end_in_a_result_that_names_what_is_odd(
+    vitdc: Callable[..., int],
+    write_images: toys.WriteImages,
+    capsys: pytest.CaptureFixture[str],
+    num_other: int,
+    num_clusters: int,
+    said: str,
+) -> None:
+    folder = write_images("000.png", *(f"other/{index}.png" for index in range(num_other)))
+    for index in range(1, 100 if num_other else 20):
+        shutil.copy(folder / "000.png", folder / f"{index:03}.png")
+    for path in folder.glob("other/*"):
+        path.rename(folder / f"999-{path.name}")
+    data = {"source": "folder", "root": str(folder), "image_size": 8, "test_fraction": 0}
+    params = {**toys.SMALL_PARAMS, "data": data, "tracking": {"enabled": False}}
+    params["clustering"] = {"num_clusters": num_clusters}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert vitdc("run", "--output", "run") == 0
+    assert said in capsys.readouterr().out

@@ -112,7 +112,8 @@ class DataConfig(Section):
     and `dvc`."""
     labels: Literal["auto", "full", "partial", "none"] = "auto"
     """Which labels are trained on. `auto` takes what the training images have; `full` needs one for
-    every image; `partial` trains on the known ones, and clusters stand in for the others; `none`
+    every image; `partial` trains on the known ones, and clusters stand in for the others (in a
+    folder, images beside the class folders have no label); `none`
     trains on no label. Labels that are not trained on still score."""
     label_fraction: Share | None = None
     """Share of the known labels that is trained on, stratified by label; null keeps all. The others
@@ -309,6 +310,34 @@ class ClusteringConfig(Section):
     """Train on a random subset of this many embeddings per cluster; null trains on all."""
     silhouette_samples: NonNegativeInt = 1000
     """Embeddings the silhouette is estimated on; 0 leaves it out."""
+
+    def check_fit(self, *, num_images: int, num_classes: int) -> None:
+        """Refuse a number of clusters that the images cannot have, before anything is trained.
+
+        Args:
+            num_images: Training images.
+            num_classes: Classes that need a cluster of their own (`Dataset.num_own_clusters`).
+
+        Raises:
+            InputError: There are too few images, or too few clusters for the classes.
+        """
+        if num_images < 2:
+            raise InputError(
+                f"{num_images} training image: clustering compares images, so it needs at least 2;"
+                " add images, or hold fewer out (data.test_fraction)"
+            )
+        if self.num_clusters > num_images:
+            raise InputError(
+                f"clustering.num_clusters: {self.num_clusters} clusters cannot be made of"
+                f" {num_images} training images; at most {num_images} are possible, and far fewer"
+                " make sense"
+            )
+        if self.num_clusters < num_classes:
+            raise InputError(
+                f"clustering.num_clusters: {self.num_clusters} clusters, but the labels, which"
+                f" are partial, name {num_classes} classes, and each has a cluster of its"
+                f" own; take {num_classes} or more, or data.labels=none"
+            )
 
 
 class ConvergenceConfig(Section):

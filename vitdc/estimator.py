@@ -292,6 +292,9 @@ class DeepClustering(
             classes = source.classes
         dataset = Dataset.load(output)
         self._say(dataset)
+        params.clustering.check_fit(
+            num_images=len(dataset.train), num_classes=dataset.num_own_clusters
+        )
         return list(dataset.class_names) if classes is None else classes.tolist()
 
     def _train(self, params: Params, work: Path) -> Round:

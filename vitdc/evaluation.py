@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ from vitdc.artifacts import (
     SplitScores,
 )
 from vitdc.clustering import assign, kmeans
+from vitdc.concerns import result_concerns
 from vitdc.config import ClusteringConfig, EvaluationConfig
+from vitdc.prediction import unsure_limit
 from vitdc.report import (
     Decoded,
     ReportData,
@@ -77,6 +80,8 @@ def collect_metrics(
         best: The best round.
         history: The last Round.
         pixels: Scores of the pixel baseline; None leaves them out.
+
+    Where no label scores, the silhouette stands in for the scores.
     """
     scores = best.clustering.scores
     found: dict[str, Any] = {
@@ -90,6 +95,8 @@ def collect_metrics(
         "stop_reason": history.stop_reason,
         "loss": history.rows[history.best_round].loss,
     }
+    if scores.train.nmi is None and scores.test.nmi is None:
+        found["silhouette"] = scores.silhouette
     if pixels is not None:
         found["pixel_kmeans"] = {split: values._asdict() for split, values in pixels.items()}
     return found
@@ -163,7 +170,7 @@ def report_data(
 ) -> ReportData:
     """Everything the report shows, with decoded pictures and the map where they are asked for.
 
-    The held-out images are shown; the training images where there are none.
+    The held-out images are shown where labels score them, else the training images, which are more.
 
     Args:
         dataset: The images.
@@ -177,11 +184,16 @@ def report_data(
         device: Where the decoder is trained.
         seed: Of the run.
     """
-    shown = "test" if len(dataset.test) else "train"
+    shown = "test" if dataset.test.has_labels else "train"
     split = dataset.split(shown)
     data = ReportData(
-        title=f"Deep clustering of {dataset.name}",
-        dataset=dataset.name,
+        title=f"Deep clustering of {_what(dataset, parameters)}",
+        supervision=dataset.supervision,
+        num_known=int(dataset.known.sum()),
+        sizes=best.clustering.sizes,
+        silhouette=best.clustering.scores.silhouette,
+        concerns=result_concerns(found, best.clustering.sizes),
+        unsure=_unsure(best.clustering, shown),
         class_names=dataset.class_names,
         parameters=parameters,
         metrics=found,
@@ -194,7 +206,7 @@ def report_data(
         num_test=len(dataset.test),
         num_unreadable=dataset.num_unreadable,
         images=split.images,
-        labels=split.labels,
+        labels=dataset.scoring_labels(shown),
         before=_snapshot(initial, shown),
         after=_snapshot(best, shown),
         gallery_size=config.gallery_size,
@@ -219,6 +231,20 @@ def report_data(
         before=replace(data.before, decoded=decoded[0]),
         after=replace(data.after, decoded=decoded[1]),
     )
+
+
+def _what(dataset: Dataset, parameters: dict[str, Any]) -> str:
+    """What a person calls the images: the folder's own name, else that of the data set."""
+    root = parameters.get("data", {}).get("root")
+    return Path(root).name if root and dataset.name == "folder" else dataset.name
+
+
+def _unsure(clustering: Clustering, split: str) -> np.ndarray:
+    """Images of a split that `vitdc predict` would call unsure, the least typical first."""
+    found = np.asarray(clustering.split(split).atypicality)
+    order = np.argsort(-found, kind="stable")
+    unsure: np.ndarray = order[found[order] > unsure_limit(clustering)]
+    return unsure
 
 
 def _snapshot(findings: Findings, split: str) -> Snapshot:

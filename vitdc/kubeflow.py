@@ -196,6 +196,11 @@ def pin(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 # --- MLflow --------------------------------------------------------------------------------------
 
 
+def check_clusters(parameters: Mapping[str, Any], **counts: int) -> None:
+    """Refuse a number of clusters that the images cannot have; see `ClusteringConfig.check_fit`."""
+    _params(parameters).clustering.check_fit(**counts)
+
+
 def start_record(parameters: Mapping[str, Any], **run: Any) -> str:
     """Make the MLflow run of the pipeline run; see `tracking.start_record`."""
     return tracking.start_record(_params(parameters), **run)
@@ -343,6 +348,7 @@ def _(dataset: Dataset) -> dict[str, Any]:
         "test_images": len(dataset.test),
         "image_shape": "x".join(map(str, dataset.image_shape)),
         "classes": len(dataset.class_names),
+        "labels": dataset.supervision,
         **dataset.origin,
     }
 
@@ -380,10 +386,11 @@ def _(history: Round) -> dict[str, Any]:
 @_metadata.register
 def _(evaluation: Evaluation) -> dict[str, Any]:
     found = evaluation.metrics
+    shown = {"nmi_test": found["test"]["nmi"], "silhouette": found.get("silhouette")}
     return {
         "stop_reason": found["stop_reason"],
         "best_round": found["best_round"],
-        "nmi_test": found["test"]["nmi"],
+        **{name: value for name, value in shown.items() if value is not None},
     }
 
 
@@ -431,14 +438,16 @@ def _(history: Round) -> dict[str, float | None]:
 def _(evaluation: Evaluation) -> dict[str, float | None]:
     found = evaluation.metrics
     splits = {f"{k}_{split}": v for split in artifacts.SPLITS for k, v in found[split].items()}
-    return {**splits, "loss": found["loss"], "rounds": found["rounds"]}
+    silhouette = found.get("silhouette")
+    return {**splits, "silhouette": silhouette, "loss": found["loss"], "rounds": found["rounds"]}
 
 
 def log_confusion(output: Any, dataset_path: Path, evaluation: Evaluation) -> None:
     """Show how the images of every class fall into the clusters, as a KFP confusion matrix.
 
     KFP draws square matrices only, so a cluster counts as the class that most of its images have.
-    The images are those of the test split, or of the training split if no test image has a label.
+    The images are those of the test split, or of the training split if no test image has a label;
+    labels that the clusters were made from are left out.
     Without classes there is nothing to show.
     """
     from vitdc.metrics import majority_confusion
@@ -448,11 +457,10 @@ def log_confusion(output: Any, dataset_path: Path, evaluation: Evaluation) -> No
         Path(output.path).write_text("[]\n", encoding="utf-8")
         return
     clusters = Clustering.load(evaluation.path / "model" / "clustering")
-    split = dataset.test if dataset.test.has_labels else dataset.train
-    assignment = (clusters.test if split is dataset.test else clusters.train).assignment
+    split = "test" if dataset.test.has_labels else "train"
     matrix = majority_confusion(
-        split.labels,
-        assignment,
+        dataset.scoring_labels(split),
+        clusters.split(split).assignment,
         num_classes=len(dataset.class_names),
         num_clusters=len(clusters.centroids),
     )

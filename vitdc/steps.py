@@ -292,7 +292,7 @@ def cluster(
     if before and previous:
         _check_same_images(images, dataset, before, previous)
         _check_num_clusters(before, previous, clustering)
-    _check_num_classes(images, clustering)
+    clustering.check_fit(num_images=len(images.train), num_classes=images.num_own_clusters)
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
         raise TrainingError(f"{embeddings}: holds embeddings that are not finite; train again")
@@ -740,16 +740,6 @@ def _targets(images: Dataset, trained: Checkpoint, split: str) -> np.ndarray:
             )
         return targets
     return images.test.labels if trained.supervision != "none" else np.full(len(images.test), -1)
-
-
-def _check_num_classes(images: Dataset, clustering: ClusteringConfig) -> None:
-    """Where labels are partial, every class has a cluster of its own."""
-    if images.supervision == "partial" and clustering.num_clusters < len(images.class_names):
-        raise InputError(
-            f"clustering.num_clusters: {clustering.num_clusters} clusters, but the labels, which"
-            f" are partial, name {len(images.class_names)} classes, and each has a cluster of its"
-            f" own; take {len(images.class_names)} or more, or data.labels=none"
-        )
 
 
 def _check_fit(images: Dataset, trained: Checkpoint, dataset: Path, checkpoint: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -18,6 +18,7 @@ from vitdc.artifacts import (
     Round,
     RoundRow,
 )
+from vitdc.concerns import result_concerns, size_concerns
 
 COLUMNS = {  # heading -> field of RoundRow
     "round": "round",
@@ -30,6 +31,15 @@ COLUMNS = {  # heading -> field of RoundRow
     "changed": "changed",
     "verdict": "verdict",
 }
+SCORE_NAMES = ("nmi", "ari", "acc")
+SCORES = ("nmi_train", "nmi_test", "acc_test")
+"""Columns that are left out where no label scores."""
+
+
+def columns(first: RoundRow) -> dict[str, str]:
+    """The columns of a table of rounds, by its first row, which has all the scores there are."""
+    shown = {f for f in COLUMNS.values() if f not in SCORES or getattr(first, f) is not None}
+    return {heading: field for heading, field in COLUMNS.items() if field in shown}
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -42,14 +52,14 @@ class RoundTable:
 
     def __init__(self, echo: Callable[[str], Any]) -> None:
         self._echo = echo
-        self._started = False
+        self._columns: dict[str, str] = {}
 
     def add(self, row: RoundRow) -> None:
         """Print one row."""
-        if not self._started:
-            self._echo("  ".join(f"{heading:>{_width(heading)}}" for heading in COLUMNS))
-            self._started = True
-        cells = (f"{_cell(getattr(row, key)):>{_width(h)}}" for h, key in COLUMNS.items())
+        if not self._columns:
+            self._columns = columns(row)
+            self._echo("  ".join(f"{heading:>{_width(heading)}}" for heading in self._columns))
+        cells = (f"{_cell(getattr(row, key)):>{_width(h)}}" for h, key in self._columns.items())
         self._echo("  ".join(cells))
 
 
@@ -70,8 +80,11 @@ def describe(artifact: object) -> str:
 @describe.register
 def _(dataset: Dataset) -> str:
     height, width, channels = dataset.image_shape
-    known = sum(int((split.labels >= 0).sum()) for split in (dataset.train, dataset.test))
-    labels = f"{len(dataset.class_names)} classes" if known else "no labels"
+    labels = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
+    if dataset.class_names and dataset.supervision == "partial":
+        labels += f", {int(dataset.known.sum())} training images with a label to train on"
+    elif dataset.class_names and dataset.supervision == "none":
+        labels += " that only score"
     skipped = f", {dataset.num_unreadable} unreadable skipped" if dataset.num_unreadable else ""
     commit = dataset.origin.get("commit", "")[:7]
     name = f"{dataset.name} at {commit}" if commit else dataset.name
@@ -100,12 +113,11 @@ def _(embeddings: Embeddings) -> str:
 @describe.register
 def _(clustering: Clustering) -> str:
     scores = clustering.scores
-    empty = f", {scores.num_empty} empty" if scores.num_empty else ""
-    return (
-        f"round {clustering.round}: {len(clustering.centroids)} clusters{empty}, NMI"
-        f" {number(scores.train.nmi)} train {number(scores.test.nmi)} test, silhouette"
-        f" {number(scores.silhouette, 3)}"
-    )
+    known = {"train": scores.train.nmi, "test": scores.test.nmi}
+    nmi = [f"{number(value)} {split}" for split, value in known.items() if value is not None]
+    parts = [f"{len(clustering.centroids)} clusters", *([f"NMI {' '.join(nmi)}"] if nmi else [])]
+    line = f"round {clustering.round}: {', '.join(parts)}, silhouette"
+    return "\n".join([f"{line} {number(scores.silhouette, 3)}", *size_concerns(clustering.sizes)])
 
 
 @describe.register
@@ -131,21 +143,49 @@ def describe_verdict(history: Round) -> str:
 
 @describe.register
 def _(evaluation: Evaluation) -> str:
-    found = evaluation.metrics
-    scores = {"clusters": found["test"], "pixel k-means": found.get("pixel_kmeans", {}).get("test")}
-    lines = [
-        f"{name:>13}: test NMI {number(s['nmi'], 3)}, ARI {number(s['ari'], 3)}, ACC"
-        f" {number(s['acc'], 3)}"
-        for name, s in scores.items()
-        if s
-    ]
+    found, clustering = evaluation.metrics, _clustering(evaluation)
+    lines = []
+    for name, scores in (("clusters", found), ("pixel k-means", found.get("pixel_kmeans", {}))):
+        for split in _scored(found):
+            if s := scores.get(split):
+                text = ", ".join(f"{key.upper()} {number(s[key], 3)}" for key in SCORE_NAMES)
+                lines.append((name, f"{split} {text}{_on_images(s)}"))
+    if not lines:
+        lines.append(("clusters", f"{_sizes(clustering)}, {_quality(clustering)}"))
     how = f"{found['rounds']}, stopped by {found['stop_reason']}, best is round"
     what = "report.html, clusters.csv, rounds.csv, metrics.json, figures/, model/"
     lines += [
-        f"{'rounds':>13}: {how} {found['best_round']} with joint loss {number(found['loss'])}",
-        f"{'results':>13}: {evaluation.path}/ with {what}",
+        ("rounds", f"{how} {found['best_round']} with joint loss {number(found['loss'])}"),
+        *(("note", concern) for concern in result_concerns(found, clustering.sizes)),
+        ("results", f"{evaluation.path}/ with {what}"),
     ]
-    return "\n".join(lines)
+    return "\n".join(f"{name:>13}: {text}" for name, text in lines)
+
+
+def _clustering(evaluation: Evaluation) -> Clustering:
+    """Of the best round."""
+    return Clustering.load(evaluation.path / "model" / "clustering")
+
+
+def _scored(found: Mapping[str, Any]) -> list[str]:
+    """The split whose scores are the result: the held-out images if labels score them."""
+    return [split for split in ("test", "train") if found[split]["nmi"] is not None][:1]
+
+
+def _on_images(scores: Mapping[str, Any]) -> str:
+    return f" on {scores['images']} images" if scores.get("images") else ""
+
+
+def _sizes(clustering: Clustering) -> str:
+    sizes = clustering.sizes
+    return f"{len(sizes)} of {sizes.min()} to {sizes.max()} training images"
+
+
+def _quality(clustering: Clustering) -> str:
+    """What is known of a clustering without any label."""
+    moved = clustering.scores.changed
+    text = f"silhouette {number(clustering.scores.silhouette, 3)}"
+    return text if moved is None else f"{text}, {100 * moved:.1f} % moved in the round"
 
 
 def summarize(evaluation: Evaluation) -> str:
@@ -159,29 +199,41 @@ def summarize(evaluation: Evaluation) -> str:
 
 def markdown(evaluation: Evaluation) -> str:
     """The same as Markdown, for pages that show it."""
-    found = evaluation.metrics
+    found, clustering = evaluation.metrics, _clustering(evaluation)
+    shown = columns(evaluation.rows[0])
     rows = [
-        f"| {' | '.join(_cell(getattr(row, key)) for key in COLUMNS.values())} |"
+        f"| {' | '.join(_cell(getattr(row, key)) for key in shown.values())} |"
         for row in evaluation.rows
-    ]
-    scores = [
-        f"| {name} | {' | '.join(number(of[key], 3) for key in ('nmi', 'ari', 'acc'))} |"
-        for name, of in (("test", found["test"]), ("train", found["train"]))
     ]
     how = f"{found['rounds']} rounds, stopped by `{found['stop_reason']}`; the best is round"
     return "\n".join(
         [
-            f"# Test NMI {number(found['test']['nmi'], 3)}",
+            f"# {_headline(found, clustering)}",
             "",
             f"{how} {found['best_round']} with joint loss {number(found['loss'])}.",
             "",
-            "| split | NMI | ARI | ACC |",
-            "|---|---|---|---|",
-            *scores,
-            "",
-            f"| {' | '.join(COLUMNS)} |",
-            "|" + "---|" * len(COLUMNS),
+            *(f"**Note:** {each}\n" for each in result_concerns(found, clustering.sizes)),
+            *_score_table(found),
+            f"| {' | '.join(shown)} |",
+            "|" + "---|" * len(shown),
             *rows,
             "",
         ]
     )
+
+
+def _headline(found: Mapping[str, Any], clustering: Clustering) -> str:
+    for split in _scored(found):
+        return f"{split.capitalize()} NMI {number(found[split]['nmi'], 3)}"
+    return f"{len(clustering.centroids)} clusters, {_quality(clustering)}"
+
+
+def _score_table(found: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {name} | {found[name].get('images') or '-'} |"
+        f" {' | '.join(number(found[name][key], 3) for key in SCORE_NAMES)} |"
+        for name in ("test", "train")
+        if found[name]["nmi"] is not None
+    ]
+    heading = ["| split | images | NMI | ARI | ACC |", "|---|---|---|---|---|"]
+    return [*heading, *rows, ""] if rows else []

@@ -146,5 +146,10 @@ class Clustering:
                 "config": self.config,
             }
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """(K,) training images per cluster."""
+        return np.bincount(self.train.assignment, minlength=len(self.centroids))
+
     def split(self, name: str) -> SplitClustering:
         return {"train": self.train, "test": self.test}[name]

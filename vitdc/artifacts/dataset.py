@@ -110,6 +110,11 @@ class Dataset:
         return "full" if self.known.all() else "partial" if self.known.any() else "none"
 
     @property
+    def num_own_clusters(self) -> int:
+        """Classes that have a cluster of their own: all where labels are partial, else none."""
+        return len(self.class_names) if self.supervision == "partial" else 0
+
+    @property
     def training_labels(self) -> np.ndarray:
         """(N,) int64 labels of the training images, -1 where they may not be trained on."""
         return np.where(self.known, self.train.labels, -1)

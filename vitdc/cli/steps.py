@@ -137,7 +137,10 @@ def pretrain(
     """
     from vitdc import summary
 
-    with _recording(params, paths["dataset"]) as (tracker, _):
+    with _recording(params, paths["dataset"]) as (tracker, images):
+        params.clustering.check_fit(
+            num_images=len(images.train), num_classes=images.num_own_clusters
+        )
         if preparation is not None:
             tracker.on_step("prepare", 0, preparation)
         with tracker.timing("pretrain"):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitdc.comparison.runs import SCORES, RunResult
+from vitdc.comparison.runs import LABEL_FREE, SCORES, RunResult
 from vitdc.config import NOT_IDENTIFYING
 from vitdc.errors import InputError
 
@@ -170,6 +170,11 @@ class Comparison:
         return None if others else first or None
 
     @property
+    def measures(self) -> dict[str, str]:
+        """What groups are compared by: value -> heading."""
+        return measures(self.runs)
+
+    @property
     def short_names(self) -> dict[str, str]:
         """Parameter -> its last part, where that is unique."""
         return short_names(self.varying)
@@ -200,11 +205,22 @@ def compare(
     groups = sorted(groups, key=lambda group: all(run.id != first for run in group.runs))
     differences = [
         paired_difference(groups[0], group, score)
-        for group, score in product(groups[1:], SCORES)
+        for group, score in product(groups[1:], measures(runs))
         if group.summary(score) or groups[0].summary(score)
     ]
     warnings = _warnings(runs, repeated, across_data=across_data)
     return Comparison(runs, varying, common, groups, differences, warnings)
+
+
+def measures(runs: Sequence[RunResult]) -> dict[str, str]:
+    """The scores, or what there is without any label: value -> heading."""
+    return LABEL_FREE if _is_unscored(runs) else SCORES
+
+
+def _is_unscored(runs: Sequence[RunResult]) -> bool:
+    """Whether there are results, and none of them was scored by a label."""
+    values = {name for run in runs for name in run.values}
+    return bool(values) and not any(name in SCORES for name in values)
 
 
 def split_params(runs: Sequence[RunResult]) -> tuple[list[str], dict[str, str]]:
@@ -282,6 +298,13 @@ def _warnings(
     across_data: bool,
 ) -> list[str]:
     found = []
+    if _is_unscored(runs):
+        found.append(
+            "No held-out image has a label, so nothing here says which clusters are better: the"
+            " silhouette is measured in each run's own embedding, and l against its own clusters."
+            " Compare the pictures in the reports, or label some images: labels that are not"
+            " trained on (data.labels=none) still score."
+        )
     data = {run.data for run in runs}
     if data == {""}:
         found.append("No run says on which data it was scored: nothing shows that they compare.")

@@ -11,6 +11,7 @@ from vitdc.errors import InputError
 from vitdc.tracking.naming import CURVES, as_text, flatten
 
 SCORES = {"nmi_test": "NMI", "ari_test": "ARI", "acc_test": "ACC"}  # of held-out images
+LABEL_FREE = {"silhouette": "silhouette"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,13 @@ def _values(metrics: Mapping[str, Any]) -> dict[str, float]:
         for split in ("test", "train")
         for score in ("nmi", "ari", "acc")
     }
-    values = {**scores, "loss": metrics["loss"], "rounds": metrics["rounds"]}
+    silhouette = metrics.get("silhouette")  # only where no label scores
+    values = {
+        **scores,
+        "silhouette": silhouette,
+        "loss": metrics["loss"],
+        "rounds": metrics["rounds"],
+    }
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vitdc.comparison.groups import Comparison, Difference, Group, show_value
-from vitdc.comparison.runs import SCORES, RunResult
+from vitdc.comparison.runs import LABEL_FREE, SCORES, RunResult
 
 WIDTH = 100
 MAX_LABEL = 28
@@ -19,6 +19,7 @@ COLUMNS = {  # heading -> value and digits
     "ARI": ("ari_test", 3),
     "ACC": ("acc_test", 3),
     "NMI train": ("nmi_train", 3),
+    "silhouette": ("silhouette", 3),
     "l": ("loss", 4),
     "rounds": ("rounds", 0),
 }
@@ -38,7 +39,8 @@ def as_text(comparison: Comparison) -> str:
     parts.append("\n".join(_fitting(comparison)))
     if not comparison.loss_compares:
         parts[-1] += "\n(l contains gamma: it does not compare between different gammas)"
-    title = "Test scores per group, mean +- standard deviation over seeds"
+    what = "Silhouette" if comparison.measures == LABEL_FREE else "Test scores"
+    title = f"{what} per group, mean +- standard deviation over seeds"
     parts.append("\n".join([title, *_aligned(group_table(comparison))]))
     if comparison.differences:
         parts.append("\n".join(_differences(comparison)))
@@ -100,12 +102,13 @@ def run_table(comparison: Comparison) -> Table:
     """A row per run, the headings first; the data only where they differ."""
     names = comparison.short_names
     several = comparison.data is None
-    heading = ["run", *names.values(), *COLUMNS, "stopped by", *(["data"] if several else [])]
+    columns = shown_columns(comparison)
+    heading = ["run", *names.values(), *columns, "stopped by", *(["data"] if several else [])]
     rows = [
         [
             shorten(run.label),
             *(shorten(show_value(run.params.get(name))) for name in names),
-            *(number(run.values.get(key), digits) for key, digits in COLUMNS.values()),
+            *(number(run.values.get(key), digits) for key, digits in columns.values()),
             run.state,
             *([run.data[:8] or NONE] if several else []),
         ]
@@ -114,13 +117,20 @@ def run_table(comparison: Comparison) -> Table:
     return [heading, *rows]
 
 
+def shown_columns(comparison: Comparison) -> dict[str, tuple[str, int]]:
+    """The `COLUMNS` that any run has a value for; all of them while no run has a result."""
+    known = {name for run in comparison.runs for name in run.values}
+    return {heading: column for heading, column in COLUMNS.items() if column[0] in known} or COLUMNS
+
+
 def group_table(comparison: Comparison) -> Table:
     """A row per group: how many runs, and the mean of every score with its spread."""
+    measures = comparison.measures
     rows = [
-        [str(len(group.runs)), *(summary_text(group, key) for key in SCORES), group.label]
+        [str(len(group.runs)), *(summary_text(group, key) for key in measures), group.label]
         for group in comparison.groups
     ]
-    return [["runs", *SCORES.values(), "group"], *rows]
+    return [["runs", *measures.values(), "group"], *rows]
 
 
 def difference_table(comparison: Comparison) -> Table:
@@ -207,7 +217,7 @@ def _difference_row(difference: Difference) -> list[str]:
     pairs = difference.num_pairs
     return [
         difference.group,
-        SCORES[difference.score],
+        {**SCORES, **LABEL_FREE}[difference.score],
         str(pairs),
         signed(difference.mean),
         number(difference.standard_error, 4),
@@ -273,7 +283,7 @@ def _run_json(comparison: Comparison, run: RunResult) -> dict[str, Any]:
 
 
 def _group_json(group: Group) -> dict[str, Any]:
-    summaries = {name: group.summary(name) for name in SCORES}
+    summaries = {name: group.summary(name) for name in (*SCORES, *LABEL_FREE)}
     return {
         "label": group.label,
         "parameters": {k: None if v is None else _value(v) for k, v in group.settings.items()},

@@ -1,7 +1,8 @@
 """Sources of image files, in a folder, in S3 or in DVC: labels from the layout, split, decoding.
 
 Layout: class sub-folders give labels (files may be nested deeper inside them), a flat folder gives
-none. Both at once is an error, because the images at the top would belong to no class. Hidden
+none. Both at once is an error unless `data.labels` is `partial`, because the images at the top have
+no class. Hidden
 files and folders (a name that starts with a dot) are ignored, and so are files whose extension is
 not an image's, which are counted. Images are in the order of their names.
 """
@@ -68,7 +69,7 @@ class Layout(NamedTuple):
 
     Attributes:
         names: N relative paths, sorted.
-        labels: (N,) int64, -1 where there are no class folders.
+        labels: (N,) int64, -1 for an image outside of a class folder.
         class_names: Sorted names of the class folders, if any.
     """
 
@@ -89,7 +90,9 @@ class FileSource:
         self._store, self._config = store, config
         channels = config.channels or DEFAULT_CHANNELS
         self._pixels = Pixels(config.image_size, channels, config.max_pixels)
-        names, self._labels, self.class_names = read_layout(store)
+        names, self._labels, self.class_names = read_layout(
+            store, is_partial=config.labels == "partial"
+        )
         self._names = np.array(names, dtype=object)
         train, test = split_train_test(
             names, self._labels, test_fraction=config.test_fraction, seed=config.seed
@@ -240,17 +243,21 @@ def stream_images(
                 yield decoded.images
 
 
-def read_layout(store: Store) -> Layout:
+def read_layout(store: Store, *, is_partial: bool = False) -> Layout:
     """List the images of `store` and derive their labels from the layout.
+
+    Args:
+        store: Where they are.
+        is_partial: Whether images may lie beside the class folders; they have no label.
 
     Raises:
         InputError: There are no images, the layout is ambiguous, or a name cannot be written.
     """
     names = select_images(store.names(), store.location)
     check_encoding(names, store.location)
-    class_names = _class_names(names, store.location)
+    class_names = _class_names(names, store.location, is_partial=is_partial)
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    labels = [label_of[name.partition("/")[0]] if label_of else -1 for name in names]
+    labels = [label_of[name.partition("/")[0]] if "/" in name else -1 for name in names]
     return Layout(names, np.array(labels, np.int64), class_names)
 
 
@@ -283,14 +290,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-def _class_names(names: Sequence[str], location: str) -> tuple[str, ...]:
+def _class_names(names: Sequence[str], location: str, *, is_partial: bool) -> tuple[str, ...]:
     class_names = sorted({name.partition("/")[0] for name in names if "/" in name})
     at_top = [name for name in names if "/" not in name]
-    if at_top and class_names:
+    if at_top and class_names and not is_partial:
         raise InputError(
             f"{location}: ambiguous layout: {len(at_top)} images at the top{_examples(at_top)}"
             f" beside class folders{_examples(class_names)}; move the images into class folders,"
-            " or all images into one flat folder"
+            " or all images into one flat folder; with data.labels=partial the images at the top"
+            " have no label"
         )
     if len(class_names) > 1 and {name.lower() for name in class_names} <= SPLIT_FOLDERS:
         raise InputError(

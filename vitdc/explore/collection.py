@@ -91,9 +91,13 @@ class Collection:
         return [int(found.split(split).assignment[row]) for found in self.run.clusterings]
 
     def predicted(self, image: int) -> int:
-        """The class that the model's head gives it."""
+        """The class that the model's head gives it; -1 where that is a cluster and no class."""
+        dataset = self.run.dataset
+        if dataset.supervision == "none":
+            return -1
         split, row = self._locate(image)
-        return int(self.run.embeddings.split(split).predicted[row])
+        predicted = int(self.run.embeddings.split(split).predicted[row])
+        return predicted if predicted < len(dataset.class_names) else -1
 
     def embedding(self, image: int) -> np.ndarray:
         """(D,) float32."""

@@ -8,11 +8,11 @@ from typing import Any
 from vitdc.comparison import SCORES, Comparison, Difference
 from vitdc.comparison.groups import EQUAL, HIGHER, LOWER, UNCLEAR, show_value
 from vitdc.comparison.tables import (
-    COLUMNS,
     difference_table,
     group_label,
     number,
     run_table,
+    shown_columns,
     signed,
     summary_text,
 )
@@ -52,7 +52,7 @@ def _headline(comparison: Comparison, score: str | None) -> dict[str, str]:
     found = [each for each in comparison.differences if each.score == score]
     base = comparison.baseline.label
     if not score:
-        text = "Without labels there are no scores: see whether the curves of l agree."
+        text = "No held-out image has a label: compare the pictures in the reports."
         return {"label": "No scores", "big": f"{len(comparison.runs)} runs", "text": text}
     name = SCORES[score]
     if not found:
@@ -128,7 +128,9 @@ def _row(comparison: Comparison, index: int) -> dict[str, Any]:
     run = comparison.runs[index]
     styles = group_styles(comparison.groups)
     group = group_label(comparison, run)
-    values = [number(run.values.get(key), digits) for key, digits in COLUMNS.values()]
+    values = [
+        number(run.values.get(key), digits) for key, digits in shown_columns(comparison).values()
+    ]
     return {
         "label": run.label,
         "about": f"{run.source}: {run.name} ({run.id})",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitdc.artifacts import RoundRow
+from vitdc.artifacts.dataset import Supervision
 
 MAX_PICTURED_CLUSTERS = 20
 
@@ -75,7 +76,6 @@ class ReportData:
 
     Attributes:
         title: Of the page.
-        dataset: Name of the data set.
         class_names: One per label value; may be empty.
         parameters: Section -> knob -> value.
         metrics: As in metrics.json; "pixel_kmeans" -> split -> scores may be added.
@@ -94,10 +94,15 @@ class ReportData:
         map_indices: (M,) images on the map.
         gallery_size: Pictures per cluster.
         split: Which split is pictured.
+        supervision: How many training images had a label that was trained on.
+        num_known: Their number.
+        sizes: (K,) training images per cluster of the best round.
+        silhouette: Of the best round.
+        concerns: What to know before believing the result, in sentences.
+        unsure: Images (of those pictured) unlike all of their cluster, the least typical first.
     """
 
     title: str
-    dataset: str
     class_names: Sequence[str]
     parameters: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -116,6 +121,20 @@ class ReportData:
     map_indices: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     gallery_size: int = 12
     split: str = "test"
+    supervision: Supervision = "full"
+    num_known: int = 0
+    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    silhouette: float | None = None
+    concerns: Sequence[str] = ()
+    unsure: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def scored_split(self) -> str | None:
+        """The split whose scores are the result, None where no label scores."""
+        for split in ("test", "train"):
+            if self.metrics[split]["nmi"] is not None:
+                return split
+        return None
 
     @property
     def has_labels(self) -> bool:

@@ -50,13 +50,15 @@ def build_figures(data: ReportData) -> dict[str, Figure]:
     """Draw every panel for which there is something to draw.
 
     Returns:
-        Some of: "nmi", "loss", "gain", "changed", "confusion_before", "confusion_after",
+        Some of: "nmi", "sizes", "loss", "gain", "changed", "confusion_before", "confusion_after",
         "map_before", "map_after", "gallery".
     """
     figures: dict[str, Figure] = {}
     rows = data.rows
-    if any(row.nmi_test is not None or row.nmi_train is not None for row in rows):
+    if data.scored_split:
         figures["nmi"] = draw_nmi(data)
+    else:
+        figures["sizes"] = draw_sizes(data)
     if _known(row.loss for row in rows):
         figures["loss"] = draw_loss(data)
     if len(_known(row.loss for row in rows)) > 1:
@@ -206,6 +208,21 @@ def draw_changed(data: ReportData) -> Figure:
     axes.set_ylim(0, 1.15 * max(*percent, 0.5))
     round_axis(axes, data.rows[-1].round, first=min(x))
     axes.set_ylabel("images that moved, %")
+    return figure
+
+
+def draw_sizes(data: ReportData) -> Figure:
+    """Training images per cluster, in the order of their ids and the colours of the map."""
+    figure, axes = empty_figure(4.8, 3.0)
+    sizes = data.sizes.tolist()
+    axes.bar(range(len(sizes)), sizes, width=0.72, color=cluster_colors(len(sizes)))
+    if len(sizes) <= MAX_ANNOTATED:
+        for cluster, size in enumerate(sizes):
+            _note(axes, cluster, size, f"{size:,}")
+        axes.set_xticks(range(len(sizes)))
+    axes.set_ylim(0, 1.12 * max(sizes))
+    axes.set_xlabel("cluster")
+    axes.set_ylabel("training images")
     return figure
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_MOVES = 36  # pictures per kind of move
+MAX_UNSURE = 24
+SPLIT_NAMES = {"test": "held-out", "train": "training"}
 LARGEST_TILE = 96  # pixels
 LOSSLESS_VALUES = 32 * 32 * 3
 NONE = "\u2013"
@@ -55,6 +57,7 @@ def render_page(data: ReportData, figures: Mapping[str, Figure]) -> str:
         story=rounds_story(data),
         rows=[_table_row(row, data) for row in data.rows],
         moves=_moves(data),
+        unsure=_unsure(data),
         sides=[side_title(data.before), side_title(data.after)],
         errors=[side.decoded.error if side.decoded else None for side in (data.before, data.after)],
         clusters=_clusters(data),
@@ -111,8 +114,10 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 def _summary(data: ReportData) -> dict[str, Any]:
     """The headline, the bars below it and the small numbers beside it."""
-    split = "test" if _score(data, "test", "nmi") is not None else "train"
-    nmi = _score(data, split, "nmi")
+    split = data.scored_split
+    if split is None:
+        return {"nmi": None, "stats": _label_free_stats(data)}
+    nmi = data.metrics[split]["nmi"]
     bars = [
         ("k-means on the raw pixels", _score(data, "pixel_kmeans", split, "nmi"), "floor"),
         (
@@ -122,19 +127,77 @@ def _summary(data: ReportData) -> dict[str, Any]:
         ),
         (f"after the rounds (round {data.after.round})", nmi, "after"),
     ]
-    stats = {
-        "acc": _percent(_score(data, split, "acc")),
-        "ari": _number(_score(data, split, "ari")),
-        "head": _percent(_score(data, "head_accuracy", split)),
-        "train_nmi": _number(_score(data, "train", "nmi")),
-    }
     return {
-        "nmi": None if nmi is None else _number(nmi),
-        "nmi_split": split,
-        "nmi_means": None if nmi is None else nmi_in_words(nmi),
+        "nmi": _number(nmi),
+        "nmi_of": f"{_images(data, split)}{SPLIT_NAMES[split]} images",
+        "nmi_means": nmi_in_words(nmi),
         "bars": [(n, _number(v), 100 * max(0.0, v), kind) for n, v, kind in bars if v is not None],
-        "stats": None if nmi is None else stats,
+        "stats": _score_stats(data, split),
     }
+
+
+def _images(data: ReportData, split: str) -> str:
+    """How many images a split's scores were computed on; older runs do not say."""
+    images = data.metrics[split].get("images")
+    return f"{images:,} " if images else ""
+
+
+def _score_stats(data: ReportData, split: str) -> list[tuple[str, str, str]]:
+    """Small numbers as (label, value, what it means)."""
+    stats = [
+        (
+            "ACC",
+            _percent(_score(data, split, "acc")),
+            "of the images lie in the cluster that is matched with their class",
+        ),
+        (
+            "ARI",
+            _number(_score(data, split, "ari")),
+            "agreement on pairs of images, corrected for chance",
+        ),
+    ]
+    if (head := _score(data, "head_accuracy", split)) is not None:
+        trained_on = {
+            "full": "the supervised head: what the labels alone can do",
+            "partial": "the head, which is trained on labels and pseudo-labels",
+            "none": "the head",
+        }[data.supervision]
+        stats.append(("Head accuracy", _percent(head), f"are classified rightly by {trained_on}"))
+    if split == "test" and (train := _score(data, "train", "nmi")) is not None:
+        means = {
+            "full": "on what the model was trained with",
+            "partial": f"on the {_images(data, 'train')}whose label was not trained on",
+            "none": "on what the model was trained with, without labels",
+        }[data.supervision]
+        stats.append(("NMI, training images", _number(train), means))
+    return stats
+
+
+def _label_free_stats(data: ReportData) -> list[tuple[str, str, str]]:
+    total = max(1, int(data.sizes.sum()))
+    last = next((row.changed for row in data.rows if row.round == data.best_round), None)
+    return [
+        (
+            "Silhouette",
+            _number(data.silhouette),
+            "1: every image is far nearer to its own cluster than to the next; 0: they touch",
+        ),
+        (
+            "Moved",
+            _percent(last),
+            f"of the training images changed cluster in round {data.best_round}",
+        ),
+        (
+            "Largest cluster",
+            _percent(data.sizes.max(initial=0) / total),
+            f"of the training images are in cluster {data.sizes.argmax()}",
+        ),
+        (
+            "Smallest cluster",
+            _percent(data.sizes.min(initial=total) / total),
+            f"of the training images are in cluster {data.sizes.argmin()}",
+        ),
+    ]
 
 
 def _row_nmi(data: ReportData, number: int, split: str) -> float | None:
@@ -198,7 +261,7 @@ def _num_ringed(data: ReportData, snapshot: Snapshot) -> int:
 
 def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
     scores = [_number(v) for v in (row.nmi_train, row.nmi_test, row.ari_test, row.acc_test)]
-    if _score(data, "test", "nmi") is None and _score(data, "train", "nmi") is None:
+    if data.scored_split is None:
         scores = []
     return {
         "best": row.round == data.best_round,
@@ -318,6 +381,19 @@ def _move(
         "tiles": tiles,
         "more": len(indices) - len(tiles),
     }
+
+
+def _unsure(data: ReportData) -> list[dict[str, str]]:
+    """The least typical images with the cluster that they were put into."""
+    names = _cluster_names(data, data.after)
+    return [
+        {
+            "original": picture_uri(data.images[index]),
+            "text": names[int(data.after.assignment[index])],
+            "about": f"{data.split} image {index}",
+        }
+        for index in data.unsure[:MAX_UNSURE]
+    ]
 
 
 def _cluster_names(data: ReportData, snapshot: Snapshot) -> Sequence[str]:

@@ -10,7 +10,7 @@ from vitdc import summary
 from vitdc.artifacts import Dataset, Evaluation
 
 _MAX_TEXT = 7000  # characters; MLflow takes 8000 bytes
-PICTURES = ("nmi", "loss")  # of the report's figures, as far as there are any
+PICTURES = ("nmi", "sizes", "loss")  # of the report's figures, as far as there are any
 
 
 def dataset_fields(dataset: Dataset) -> dict[str, str]:

@@ -173,8 +173,11 @@ def _decide(
     if len(models) > 1 and None in scores:
         unscored = models[scores.index(None)]
         raise InputError(
-            f"{_uri(unscored)}: has no {metric}, because its test images had no labels; give"
-            " --dataset DIR, a prepared data set with labels, to score both versions on it"
+            f"{_uri(unscored)}: has no {metric}, because its test images had no labels, and without"
+            " labels nothing says which of two models is better (silhouette and l are measured in"
+            " a model's own embedding). Label some images, `vitdc prepare` them and give --dataset"
+            f" DIR to score both on it; or look at both reports and set the alias {alias} on"
+            " MLflow's page of the model"
         )
     score, champion_score = scores[0], scores[-1] if contest.champion else None
     better = score is not None and champion_score is not None and score > champion_score + margin

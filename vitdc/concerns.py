@@ -1,0 +1,68 @@
+"""What a person should know before believing a result, one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vitdc.artifacts import SPLITS
+
+MAX_NAMED = 5  # clusters
+
+
+def result_concerns(found: Mapping[str, Any], sizes: np.ndarray) -> list[str]:
+    """Everything that is odd about a finished run.
+
+    Args:
+        found: The content of metrics.json.
+        sizes: (K,) training images per cluster.
+    """
+    return [*pixel_concerns(found), *size_concerns(sizes)]
+
+
+def pixel_concerns(found: Mapping[str, Any]) -> list[str]:
+    """Whether k-means on the pixels agrees better with the labels; of held-out images if scored."""
+    for split in reversed(SPLITS):
+        nmi = found[split]["nmi"]
+        floor = found.get("pixel_kmeans", {}).get(split, {}).get("nmi")
+        if nmi is not None and floor is not None:
+            if nmi >= floor:
+                return []
+            worse = f"{split} NMI {nmi:.3f} against {floor:.3f}"
+            ways_out = (
+                "Train longer (pretraining.epochs) or from pretrained weights (model.pretrained)."
+            )
+            return [f"The clusters are worse than k-means on the raw pixels: {worse}. {ways_out}"]
+    return []
+
+
+def size_concerns(sizes: np.ndarray) -> list[str]:
+    """Name empty clusters and a giant one.
+
+    A cluster is a giant that holds more than the middle between an even share and all images.
+
+    Args:
+        sizes: (K,) training images per cluster.
+    """
+    num_clusters, num_images = len(sizes), int(sizes.sum())
+    if num_clusters == 1:
+        return ["There is one cluster, so it holds every image; take clustering.num_clusters >= 2."]
+    if num_clusters == num_images and sizes.max() == 1:
+        return ["Every cluster holds a single image; take a smaller clustering.num_clusters."]
+    concerns = []
+    share = sizes.max() / max(1, num_images)
+    if share > (1 + 1 / num_clusters) / 2:
+        concerns.append(
+            f"Cluster {sizes.argmax()} holds {100 * share:.3g} % of the {num_images} training"
+            " images: one kind of image, or what the model cannot tell apart."
+        )
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        named = ", ".join(map(str, empty[:MAX_NAMED])) + (" ..." if len(empty) > MAX_NAMED else "")
+        concerns.append(
+            f"{len(empty)} of {num_clusters} clusters are empty ({named}); take a smaller"
+            " clustering.num_clusters, or look for identical images."
+        )
+    return concerns
