@@ -70,7 +70,7 @@ def test_runs_without_labels_still_have_their_loss() -> None:
         for run in toy_results()
     ]
     page = render_comparison(compare(runs))
-    assert "Without labels there are no scores" in page
+    assert "No held-out image has a label" in page
     assert 'id="loss-' in page
     assert 'id="nmi_test-' not in page
 

@@ -85,6 +85,8 @@ def describe(decision: Decision, *, dry_run: bool) -> str:
         )
     elif decision.score is not None:
         lines.append(f"  {decision.metric:9} {decision.score:.4f}")
+    else:
+        lines.append(f"  {decision.metric:9} none: its test images had no labels")
     if decision.test_data:
         lines.append(f"  {'test data':9} {decision.test_data[:12]}")
     lines.append(f"{_verdict(decision)}{'; nothing was changed (dry run)' if dry_run else ''}")

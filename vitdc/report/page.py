@@ -329,8 +329,8 @@ def _tile(data: ReportData, snapshot: Snapshot, index: int, *, wrong: bool) -> d
     """One picture with its decoding and what a pointer resting on it says."""
     original = data.images[index]
     decoded = None if snapshot.decoded is None else snapshot.decoded.image(index)
-    name = data.class_name(int(data.labels[index]))
-    about = f"{data.split} image {index}, class {name}, distance {snapshot.distance[index]:.3f}"
+    what = _what(data, index)
+    about = f"{what}, distance {snapshot.distance[index]:.3f}"
     error = None
     if decoded is not None:
         difference = original.astype(np.float64) - decoded
@@ -340,10 +340,18 @@ def _tile(data: ReportData, snapshot: Snapshot, index: int, *, wrong: bool) -> d
         "original": picture_uri(original),
         "decoded": None if decoded is None else picture_uri(decoded),
         "wrong": wrong,
-        "alt": f"class {name}" + (", wrong" if wrong else ""),
+        "alt": what + (", wrong" if wrong else ""),
         "about": about,
         "error": error,
     }
+
+
+def _what(data: ReportData, index: int) -> str:
+    """An image in words, with its class if that is known."""
+    label = int(data.labels[index])
+    return f"{data.split} image {index}" + (
+        f", class {data.class_name(label)}" if label >= 0 else ""
+    )
 
 
 def _moves(data: ReportData) -> list[dict[str, Any]]:
@@ -371,7 +379,7 @@ def _move(
         )
         own = shorten(data.class_name(int(data.labels[index])), 16)
         text = f"{own} in {after}" if kind == "stayed" else f"{before} \u2192 {after}"
-        about = f"{data.split} image {index}, class {own}: cluster of {before}, then of {after}"
+        about = f"{_what(data, index)}: cluster of {before}, then of {after}"
         tiles.append({"original": picture_uri(data.images[index]), "text": text, "about": about})
     return {
         "title": title,
@@ -390,7 +398,7 @@ def _unsure(data: ReportData) -> list[dict[str, str]]:
         {
             "original": picture_uri(data.images[index]),
             "text": names[int(data.after.assignment[index])],
-            "about": f"{data.split} image {index}",
+            "about": _what(data, int(index)),
         }
         for index in data.unsure[:MAX_UNSURE]
     ]
