@@ -9,14 +9,7 @@ from components.base import component
 
 @component
 def prepare(data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset]) -> NamedTuple(
-    "Prepared",
-    [
-        ("name", str),
-        ("content_hash", str),
-        ("origin", dict),
-        ("num_images", int),
-        ("num_classes", int),
-    ],
+    "Prepared", [("name", str), ("content_hash", str), ("origin", dict)]
 ):
     """Read images from their source into the prepared format."""
     from pathlib import Path
@@ -26,5 +19,4 @@ def prepare(data: dict, version: str, code: str, dataset: dsl.Output[dsl.Dataset
     with kubeflow.reporting(code):
         made = steps.prepare(data=kubeflow.data_section(data), output=Path(dataset.path))
         kubeflow.describe(dataset, made)
-    counts = len(made.train), made.num_own_clusters
-    return made.name, made.content_hash, dict(made.origin), *counts
+    return made.name, made.content_hash, dict(made.origin)

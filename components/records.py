@@ -12,8 +12,6 @@ def start_record(
     name: str,
     content_hash: str,
     origin: dict,
-    num_images: int,
-    num_classes: int,
     pipeline_run_id: str,
     code: str,
     seed: int,
@@ -42,7 +40,6 @@ def start_record(
 
     parameters = kubeflow.parameters(locals())
     with kubeflow.reporting(code):
-        kubeflow.check_clusters(parameters, num_images=num_images, num_classes=num_classes)
         record = kubeflow.start_record(
             parameters,
             dataset_name=name,

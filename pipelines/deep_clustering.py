@@ -20,8 +20,6 @@ from vitdc.config import Params
 from vitdc.kubeflow import SETTINGS
 
 NAME = "deep-clustering"
-PREPARED = ("name", "content_hash", "origin", "num_images", "num_classes")
-"""What the record needs to know of the data."""
 START_RECORD, CONTINUE_RECORD = "start the record", "continue the record"
 OUT_OF_ROOM = "evaluate (round {}, out of room)"
 """Name of the task that evaluates a run whose room ended before its rounds."""
@@ -121,7 +119,7 @@ class _Beginning:
             "prepare",
         ).outputs
         started = components.start_record(
-            **{key: prepared[key] for key in PREPARED},
+            **{key: prepared[key] for key in ("name", "content_hash", "origin")},
             pipeline_run_id=self.run_id,
             code=self.code,
             **{**self.parameters, "data": found["data"]},

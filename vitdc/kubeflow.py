@@ -196,11 +196,6 @@ def pin(data: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 # --- MLflow --------------------------------------------------------------------------------------
 
 
-def check_clusters(parameters: Mapping[str, Any], **counts: int) -> None:
-    """Refuse a number of clusters that the images cannot have; see `ClusteringConfig.check_fit`."""
-    _params(parameters).clustering.check_fit(**counts)
-
-
 def start_record(parameters: Mapping[str, Any], **run: Any) -> str:
     """Make the MLflow run of the pipeline run; see `tracking.start_record`."""
     return tracking.start_record(_params(parameters), **run)
