@@ -169,3 +169,11 @@ def test_with_labels_umap_is_not_even_imported(
     monkeypatch.setitem(sys.modules, "umap", None)  # an import of it fails
     found = steps.cluster(**arguments, clustering=config(3), output=tmp_path / "clusters")
     assert found.config["space"] == "embedding"
+
+
+def test_equal_points_lie_at_one_place_and_others_are_laid_out_as_without_copies() -> None:
+    points = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    rows = np.array([*range(30), 3, 3, 7])
+    config = ClusteringConfig(num_clusters=2, manifold_dims=2, manifold_neighbours=5)
+    layout = unfold(points[rows], config, seed=0)
+    np.testing.assert_array_equal(layout, unfold(points, config, seed=0)[rows])

@@ -94,20 +94,32 @@ def unfold(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.nda
 
     Returns:
         (N, d) float32 with d = `manifold_dims`; fewer where there are hardly more points. `points`
-        themselves where there are fewer than four.
+        themselves where fewer than four differ. Equal points lie at one place: UMAP would spread
+        them out, and copies of an image would be torn apart.
     """
-    if len(points) < 4:  # UMAP needs more points than dimensions, and more than one dimension
+    first, place = _distinct(points)
+    if len(first) < 4:  # UMAP needs more points than dimensions, and more than one dimension
         return points
     from umap import UMAP
 
     layout: np.ndarray = UMAP(
-        n_components=min(config.manifold_dims, len(points) - 2),
-        n_neighbors=min(config.manifold_neighbours, len(points) - 1),
+        n_components=min(config.manifold_dims, len(first) - 2),
+        n_neighbors=min(config.manifold_neighbours, len(first) - 1),
         min_dist=0.0,
         random_state=seed,
         n_jobs=1,  # more would give other bytes in every run
-    ).fit_transform(points)
-    return layout.astype(np.float32, copy=False)
+    ).fit_transform(points[first])
+    placed: np.ndarray = layout.astype(np.float32, copy=False)[place]
+    return placed
+
+
+def _distinct(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) rows of the points that differ, in their order, and (N,) which of them a point is."""
+    _, first, inverse = np.unique(points, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[inverse.reshape(-1)]
 
 
 def mixture(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.ndarray:
