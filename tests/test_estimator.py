@@ -771,7 +771,7 @@ def test_wrong_combinations_are_refused(tmp_path: Path, fitted: DeepClustering) 
     refused("leave `labels` out", lambda: quick(image_size=8).fit(folder, LABELS))
     refused("data.image_size: needed", lambda: quick().fit(folder))
     flat = tmp_path / "images" / "left"
-    refused("there is only 1", lambda: quick(image_size=8).fit(flat))
+    refused("1 training image: clustering compares", lambda: quick(image_size=8).fit(flat))
     refused("score: needs labels, because", lambda: fitted.score(NEW, None))
     refused("all of them are unknown", lambda: fitted.score(NEW, np.full(9, -1)))
     refused("8 for 9 images", lambda: fitted.score(NEW, LABELS[:8]))
@@ -785,7 +785,7 @@ def test_wrong_combinations_are_refused(tmp_path: Path, fitted: DeepClustering) 
         ({"patch_size": 3}, "model.patch_size: 3 does not divide the image side 8"),
         ({"params": {"joint": {"gama": 1}}}, "params: unknown parameter joint.gama; did you mean"),
         ({"params": "nowhere.yaml"}, "nowhere.yaml: no such parameter file"),
-        ({"num_clusters": 100}, "100 clusters cannot be made of 42 images"),
+        ({"num_clusters": 100}, "100 clusters cannot be made of 42 training images"),
         ({"random_state": -1}, "seed: "),
     ],
 )

@@ -1,12 +1,13 @@
-"""Which images are alike before anything is learnt: neighbours by their pixels."""
+"""Which images are alike before anything is learnt: neighbours by their pixels.
+
+faiss and scikit-learn are imported where they are used: a training on labels needs neither.
+"""
 
 from __future__ import annotations
 
 import math
 
-import faiss
 import numpy as np
-from sklearn.decomposition import PCA
 
 NUM_COMPONENTS = 50
 SAMPLE_IMAGES = 10_000  # that the components are computed from, at most
@@ -31,6 +32,8 @@ def pixel_neighbours(images: np.ndarray, num_neighbours: int, *, seed: int) -> n
     num_neighbours = min(num_neighbours, len(images) - 1)
     if not num_neighbours:
         return np.empty((len(images), 0), np.int64)
+    import faiss
+
     points = _components(images, seed)
     index = faiss.IndexFlatL2(points.shape[1])
     index.add(points)
@@ -43,6 +46,8 @@ def pixel_neighbours(images: np.ndarray, num_neighbours: int, *, seed: int) -> n
 
 def _components(images: np.ndarray, seed: int) -> np.ndarray:
     """(N, <= NUM_COMPONENTS) float32 of length 1; of length 0 for the mean image itself."""
+    from sklearn.decomposition import PCA
+
     num_values = math.prod(images.shape[1:])
     number = max(2, min(len(images), SAMPLE_IMAGES, SAMPLE_VALUES // num_values))
     rows = np.random.default_rng(seed).permutation(len(images))[:number]
