@@ -17,7 +17,7 @@ import toys
 from hypothesis import settings
 from PIL import Image
 
-from vitdc import cli, loop, steps
+from vitdc import cli
 from vitdc.tracking.store import quiet_mlflow
 
 # a busy machine must not fail a test
@@ -86,30 +86,7 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_run(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> toys.ToyRun:
     """Two rounds and their evaluation; only to be read."""
-    directory = tmp_path_factory.mktemp("run")
-    run = toys.ToyRun(toy_dataset, directory / "rounds", directory / "results")
-    shared = {"dataset": toy_dataset, "compute": toys.COMPUTE, "seed": 0}
-    steps.pretrain(
-        **shared,
-        model=toys.MODEL,
-        pretraining=toys.PRETRAINING,
-        output=directory / "pretrained",
-    )
-    loop.refine(
-        **shared,
-        checkpoint=directory / "pretrained",
-        clustering=toys.CLUSTERING,
-        joint=toys.JOINT,
-        convergence=toys.CONVERGENCE,
-        output=run.rounds,
-    )
-    steps.evaluate(
-        **shared,
-        **loop.round_arguments(loop.round_directories(run.rounds)),
-        evaluation=toys.EVALUATION,
-        output=run.results,
-    )
-    return run
+    return toys.make_toy_run(toy_dataset, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="session")

@@ -46,29 +46,12 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def whole_run(directory: Path, *, num_known: int, **changes: Any) -> ToyRun:
     dataset = toys.write_toy_dataset(directory / "dataset", num_known=num_known)
-    shared: dict[str, Any] = {"dataset": dataset, "compute": COMPUTE, "seed": 0}
-    found = ToyRun(dataset, directory / "rounds", directory / "results")
-    steps.pretrain(
-        **shared,
-        model=toys.MODEL,
+    return toys.make_toy_run(
+        dataset,
+        directory,
         pretraining=toys.PRETRAINING.model_copy(update=changes),
-        output=directory / "pretrained",
-    )
-    loop.refine(
-        **shared,
-        checkpoint=directory / "pretrained",
         clustering=toys.CLUSTERING.model_copy(update={"num_clusters": NUM_CLUSTERS}),
-        joint=toys.JOINT,
-        convergence=toys.CONVERGENCE,
-        output=found.rounds,
     )
-    steps.evaluate(
-        **shared,
-        **loop.round_arguments(loop.round_directories(found.rounds)),
-        evaluation=toys.EVALUATION,
-        output=found.results,
-    )
-    return found
 
 
 def test_targets_are_known_labels_and_confident_clusters(run: ToyRun) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitdc import loop, steps
 from vitdc.artifacts import RoundPaths, writing_dataset
 from vitdc.config import (
     ClusteringConfig,
@@ -66,6 +67,35 @@ class ToyRun(NamedTuple):
 
     def round(self, number: int) -> Path:
         return self.rounds / f"{number:02d}" / "round"
+
+
+def make_toy_run(
+    dataset: Path,
+    directory: Path,
+    *,
+    pretraining: PretrainingConfig = PRETRAINING,
+    clustering: ClusteringConfig = CLUSTERING,
+) -> ToyRun:
+    """Two rounds and their evaluation."""
+    run = ToyRun(dataset, directory / "rounds", directory / "results")
+    shared: dict[str, Any] = {"dataset": dataset, "compute": COMPUTE, "seed": 0}
+    pretrained = directory / "pretrained"
+    steps.pretrain(**shared, model=MODEL, pretraining=pretraining, output=pretrained)
+    loop.refine(
+        **shared,
+        checkpoint=pretrained,
+        clustering=clustering,
+        joint=JOINT,
+        convergence=CONVERGENCE,
+        output=run.rounds,
+    )
+    steps.evaluate(
+        **shared,
+        **loop.round_arguments(loop.round_directories(run.rounds)),
+        evaluation=EVALUATION,
+        output=run.results,
+    )
+    return run
 
 
 def toy_images(labels: np.ndarray, *, side: int = 8, seed: int = 0) -> np.ndarray:
