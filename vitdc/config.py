@@ -46,6 +46,7 @@ Share = Annotated[float, Number, Field(gt=0, le=1)]
 
 
 DVC = "dvc"  # as data.source
+FROZEN = ("none", "head")  # values of model.trainable that leave the whole backbone as it is
 
 # Where the data lie and how fast they are read: no result depends on these, given the content.
 NOT_IDENTIFYING = (

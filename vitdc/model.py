@@ -36,7 +36,7 @@ from vitdc.backbone import (
     check_name,
     fresh_backbone,
 )
-from vitdc.config import ModelConfig
+from vitdc.config import FROZEN, ModelConfig
 from vitdc.errors import InputError
 from vitdc.quick_timm import init_weights_vit_timm
 from vitdc.weights import Pretrained, find_weights
@@ -117,7 +117,7 @@ class DeepClusteringViT(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether training leaves the whole backbone as it is."""
-        return self.trainable in ("none", "head")
+        return self.trainable in FROZEN
 
     def set_num_outputs(self, num_outputs: int) -> None:
         """Replace a head of another width by a fresh one, drawn from torch's global generator."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from vitdc.artifacts.dataset import Supervision
 from vitdc.artifacts.storage import read_array, read_metadata, writing
+from vitdc.config import FROZEN
 from vitdc.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Checkpoint:
     @property
     def is_frozen(self) -> bool:
         """Whether training leaves the whole backbone as it is."""
-        return self.trainable in ("none", "head")
+        return self.trainable in FROZEN
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The model's state dict, on the CPU.
