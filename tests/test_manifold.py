@@ -15,10 +15,10 @@ from toys import COMPUTE
 
 from vitdc import steps
 from vitdc.artifacts import Clustering, Embeddings, Supervision
-from vitdc.clustering import kmeans
+from vitdc.clustering import kmeans, means
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
-from vitdc.manifold import choose_space, find_on_manifold, means, mixture, unfold
+from vitdc.manifold import choose_space, find_on_manifold, mixture, unfold
 from vitdc.seeding import derive_seed
 
 
@@ -96,7 +96,7 @@ def test_the_mixture_is_that_of_the_blobs() -> None:
 
 def test_an_empty_cluster_lies_in_the_middle() -> None:
     points = np.array([[0, 0], [2, 0], [7, 3]], np.float32)
-    found = means(points, np.array([2, 2, 0]), 3)
+    found = means(points, np.array([2, 2, 0]), num_clusters=3)
     np.testing.assert_allclose(found, [[7, 3], [3, 1], [1, 0]])
 
 

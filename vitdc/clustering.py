@@ -140,19 +140,39 @@ def _seeded_lloyd(
     points: np.ndarray, own: np.ndarray, centroids: np.ndarray, num_iterations: int
 ) -> np.ndarray:
     """Lloyd iterations in which points with a cluster of their own stay; (K, D) centroids."""
-    from scipy.sparse import csr_array
-
     for _ in range(num_iterations):
         before = centroids
         assignment = assign(points, before, own=own)[0]
-        shape = (len(points), len(before))
-        members = csr_array((np.ones(len(points)), assignment, np.arange(len(points) + 1)), shape)
-        counts = np.bincount(assignment, minlength=len(before))[:, None]
-        means = (members.T @ points) / np.maximum(counts, 1)  # (K, D) float64
-        centroids = np.where(counts > 0, means, before).astype(np.float32)
+        centroids = means(points, assignment, num_clusters=len(before), empty=before)
         if np.array_equal(centroids, before):
             break
     return centroids
+
+
+def means(
+    points: np.ndarray,
+    assignment: np.ndarray,
+    *,
+    num_clusters: int,
+    empty: np.ndarray | None = None,
+) -> np.ndarray:
+    """(K, D) float32: the mean of every cluster's points, summed in float64.
+
+    Args:
+        points: (N, D) float32.
+        assignment: (N,) cluster of every point.
+        num_clusters: K.
+        empty: (K, D) or (D,) for clusters without points; None means the mean of all points.
+    """
+    from scipy.sparse import csr_array
+
+    if empty is None:
+        empty = points.mean(axis=0, dtype=np.float64)
+    shape = (len(points), num_clusters)
+    members = csr_array((np.ones(len(points)), assignment, np.arange(len(points) + 1)), shape)
+    counts = np.bincount(assignment, minlength=num_clusters)[:, None]
+    own = (members.T @ points) / np.maximum(counts, 1)
+    return np.where(counts > 0, own, empty).astype(np.float32)
 
 
 def _lloyd(

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vitdc.artifacts import Supervision
-from vitdc.clustering import KMeans, check_enough, kmeans
+from vitdc.clustering import KMeans, check_enough, kmeans, means
 from vitdc.config import ClusteringConfig
 
 VARIANCE = 1e-4  # added to the variances of the mixture: UMAP can put images on top of each other
@@ -79,9 +79,12 @@ def find_on_manifold(
     if own is None:
         assignment = mixture(layout, config, seed=seed)
     else:
-        initial = None if previous is None else means(layout, previous, config.num_clusters)
+        initial = (
+            None if previous is None else means(layout, previous, num_clusters=config.num_clusters)
+        )
         assignment = kmeans(layout, config, seed=seed, initial=initial, own=own).assignment
-    return layout, KMeans(means(points, assignment, config.num_clusters), assignment)
+    centroids = means(points, assignment, num_clusters=config.num_clusters)
+    return layout, KMeans(centroids, assignment)
 
 
 def unfold(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.ndarray:
@@ -147,18 +150,3 @@ def mixture(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.nd
         random_state=seed,
     ).fit_predict(points.astype(np.float64))
     return found.astype(np.int64)  # type: ignore[no-any-return]
-
-
-def means(points: np.ndarray, assignment: np.ndarray, num_clusters: int) -> np.ndarray:
-    """(K, D) float32: the mean of every cluster's points; of all points for an empty cluster.
-
-    Args:
-        points: (N, D) float32.
-        assignment: (N,) cluster of every point.
-        num_clusters: K.
-    """
-    counts = np.bincount(assignment, minlength=num_clusters)[:, None]
-    sums = np.zeros((num_clusters, points.shape[1]))
-    np.add.at(sums, assignment, points)
-    everything = points.mean(axis=0, dtype=np.float64)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), everything).astype(np.float32)
