@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -10,7 +11,10 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +238,29 @@ def test_a_killed_process_is_one_line(tmp_path, quick_start):
         killed.result()
 
 
-def kill_a_child() -> None:
-    while not (children := multiprocessing.active_children()):
+@pytest.mark.parametrize("quick_start", [False, True])
+def test_a_process_killed_while_another_starts_is_one_line(monkeypatch, quick_start):
+    """The executor does not end the other, which has nothing to do, and would wait for it."""
+    monkeypatch.setattr(BaseProcess, "start", slow_start)
+    chunks = itertools.repeat([encoded(Image.new("L", (8, 8)), "PNG")])
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_a_child, of=2)
+        with pytest.raises(TrainingError, match="a process that decodes images was killed"):
+            deque(decode_chunks(chunks, GREY8, num_workers=2, quick_start=quick_start), maxlen=0)
+        killed.result()
+
+
+def slow_start(process: BaseProcess, start=BaseProcess.start) -> None:
+    start(process)
+    time.sleep(1)
+
+
+def kill_a_child(of: int = 1) -> None:
+    while len(children := multiprocessing.active_children()) < of:
         time.sleep(0.01)
-    children[0].kill()
+    if of > 1:
+        time.sleep(0.5)  # both have started, and the executor does not know of the second yet
+    min(children, key=attrgetter("pid")).kill()
 
 
 def test_workers_import_nothing_heavy():

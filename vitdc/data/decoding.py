@@ -244,6 +244,9 @@ def decode_chunks(
     try:
         yield from ordered_map(submit, chunks, ahead=2 * num_workers)
     except BrokenProcessPool:
+        # The executor ends those that it knew of when one was killed, and waits for all.
+        for process in executor._processes.values():  # public from Python 3.14: kill_workers()
+            process.kill()
         if not stop.is_set():
             raise TrainingError(
                 "a process that decodes images was killed; if there was too little memory for it,"
