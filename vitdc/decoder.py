@@ -8,7 +8,9 @@ does is measured on held-out images: `reconstruction_error`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,9 +21,10 @@ from vitdc.progress import progress_bar
 
 BATCH_SIZE = 64
 LEARNING_RATE = 4e-3
-LARGEST_GRID = 64  # an embedding holds no finer detail; larger images are interpolated
+LARGEST_GRID = 32  # an embedding holds no finer detail; larger images are interpolated
 WIDTH, SMALLEST_WIDTH = 32, 16
-STREAM_SIZE = 512
+STREAM_SIZE = 512  # images at a time, at most
+STREAM_VALUES = 2**24  # pixels times channels of them, at most
 
 
 class Decoder(nn.Module):
@@ -104,11 +107,11 @@ def train_decoder(
         decoder = Decoder(mean, std, image_shape=(height, width, channels)).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    batches = _batches(len(images), seed=seed)
-    progress = progress_bar(iterable=range(steps), desc="decoder", unit="step", leave=False)
-    for _ in progress:
-        batch = next(batches)
-        target = F.adaptive_avg_pool2d(_pixels(images[batch], device), decoder.grid_shape)
+    batches = list(islice(_batches(len(images), seed=seed), steps))
+    small = _shrunk(images, batches, decoder.grid_shape, device)
+    progress = progress_bar(iterable=batches, desc="decoder", unit="step", leave=False)
+    for batch in progress:
+        target = _pixels(small[batch], device)
         decoded = decoder(torch.from_numpy(embedding[batch]).to(device))
         loss = F.mse_loss(decoded, target)
         optimizer.zero_grad(set_to_none=True)
@@ -119,11 +122,32 @@ def train_decoder(
     return decoder.eval()
 
 
+def _shrunk(
+    images: np.ndarray,
+    batches: Sequence[np.ndarray],
+    grid_shape: tuple[int, int],
+    device: torch.device | str,
+) -> np.ndarray:
+    """(N, *grid_shape, C) uint8: the images of the batches, each shrunk once; other rows are empty.
+
+    Images that are no larger than the grid are returned as they are.
+    """
+    num_images, height, width, channels = images.shape
+    if (height, width) == grid_shape or not batches:
+        return images
+    small = np.empty((num_images, *grid_shape, channels), np.uint8)
+    used = np.unique(np.concatenate(batches))
+    for rows in np.split(used, range(0, len(used), _stream_size(images.shape[1:]))[1:]):
+        pooled = F.adaptive_avg_pool2d(_pixels(images[rows], device), grid_shape)
+        small[rows] = _to_bytes(pooled)
+    return small
+
+
 def decode(decoder: Decoder, embedding: np.ndarray) -> np.ndarray:
     """Turn (N, D) embeddings into (N, H, W, C) uint8 images."""
     decoded = np.empty((len(embedding), *decoder.image_shape), dtype=np.uint8)
     for part, pixels in _stream(decoder, embedding):
-        decoded[part] = (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        decoded[part] = _to_bytes(pixels)
     return decoded
 
 
@@ -147,13 +171,25 @@ def _stream(decoder: Decoder, embedding: np.ndarray) -> Iterator[tuple[slice, to
     """Yield slices of the rows of `embedding` with their (B, C, H, W) images in [0, 1]."""
     device = decoder.mean.device
     size = decoder.image_shape[:2]
-    for start in range(0, len(embedding), STREAM_SIZE):
-        part = slice(start, start + STREAM_SIZE)
+    step = _stream_size(decoder.image_shape)
+    for start in range(0, len(embedding), step):
+        part = slice(start, start + step)
         with torch.inference_mode():
             pixels = decoder(torch.from_numpy(np.array(embedding[part])).to(device))
             if size != decoder.grid_shape:
                 pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
         yield part, pixels
+
+
+def _stream_size(image_shape: tuple[int, ...]) -> int:
+    """Images at a time, fewer where they are large."""
+    return max(1, min(STREAM_SIZE, STREAM_VALUES // math.prod(image_shape)))
+
+
+def _to_bytes(pixels: torch.Tensor) -> np.ndarray:
+    """Turn (B, C, H, W) float in [0, 1] into (B, H, W, C) uint8."""
+    found: np.ndarray = (pixels * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return found
 
 
 def _pixels(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
