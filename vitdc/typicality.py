@@ -53,9 +53,14 @@ def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
     """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1]: means over equal areas."""
-    rows, columns = (averaging(side) for side in images.shape[1:3])
+    num_images, height, width, channels = images.shape
+    lines = images.reshape(num_images, height, width * channels).astype(np.float32)
+    lines = averaging(height) @ lines  # (N, h, W C): rows first, which lie together in memory
     small: np.ndarray = np.einsum(
-        "ih,nhwc,jw->nijc", rows, images.astype(np.float32), columns, optimize=True
+        "niwc,jw->nijc",
+        lines.reshape(num_images, -1, width, channels),
+        averaging(width),
+        optimize=True,
     )
     return small * np.float32(GREY_LEVEL)
 
