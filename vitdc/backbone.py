@@ -76,6 +76,18 @@ class Backbone:
         except AssertionError as error:  # timm's own check, e.g. of width against heads
             raise InputError(f"model: {self.name} cannot be built this way: {error}") from None
 
+    def create_empty(self, num_outputs: int) -> Any:
+        """Make the timm model without drawing weights, for a state dict to fill.
+
+        Drawing takes longer than reading them. Where buffers are computed and not in the state
+        dict, say a table of rotary embeddings, the weights are drawn nevertheless.
+        """
+        with torch.device("meta"):
+            model = self.create(num_outputs)
+        if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
+            return model.to_empty(device="cpu")
+        return self.create(num_outputs)
+
 
 def fresh_backbone(
     config: ModelConfig,

@@ -289,7 +289,7 @@ def load_model(
     backbone = backbone_of(checkpoint)
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
         model = DeepClusteringViT(
-            backbone.create(checkpoint.num_outputs),
+            backbone.create_empty(checkpoint.num_outputs),
             backbone,
             normalize=checkpoint.model["normalize"],
             trainable=checkpoint.trainable,
