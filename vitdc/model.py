@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -40,6 +41,8 @@ from vitdc.config import FROZEN, ModelConfig
 from vitdc.errors import InputError
 from vitdc.quick_timm import init_weights_vit_timm
 from vitdc.weights import Pretrained, find_weights
+
+logger = logging.getLogger(__name__)
 
 BATCH_VALUES = 2**24  # pixels times channels that the backbone sees at once, at most
 
@@ -237,6 +240,21 @@ def images_to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     return batch.permute(0, 3, 1, 2).float().div_(255)
 
 
+def check_model(config: ModelConfig, *, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a model that cannot be, or whose weights cannot be had, before images are there.
+
+    Args:
+        config: The `model` section.
+        image_shape: (H, W, C) that the prepared images will have.
+
+    Raises:
+        InputError: As `build_model`.
+    """
+    any_mean = (0.5,) * image_shape[2]
+    with torch.random.fork_rng(devices=[]):
+        _build(config, image_shape=image_shape, num_outputs=0, mean=any_mean, std=any_mean)
+
+
 def build_model(
     config: ModelConfig,
     *,
@@ -257,6 +275,23 @@ def build_model(
     Raises:
         InputError: The name is unknown, sizes do not fit each other, or weights cannot be had.
     """
+    model, note = _build(
+        config, image_shape=image_shape, num_outputs=num_outputs, mean=mean, std=std
+    )
+    if note:
+        logger.info("weights: %s", note)
+    return model
+
+
+def _build(
+    config: ModelConfig,
+    *,
+    image_shape: tuple[int, int, int],
+    num_outputs: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[DeepClusteringViT, str]:
+    """The model, and what a person should know about its weights."""
     if config.name:
         check_name(config.name)
     weights = find_weights(config)
@@ -274,7 +309,7 @@ def build_model(
     model.set_num_outputs(num_outputs)
     if weights is not None and weights.adapter:
         _load_adapter(model, weights)
-    return model
+    return model, weights.note if weights else ""
 
 
 def load_model(

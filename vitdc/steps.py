@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -52,6 +53,7 @@ from vitdc.watching import NOBODY, Watcher
 if TYPE_CHECKING:
     import numpy as np
 
+    from vitdc.data.sources import Source
     from vitdc.evaluation import Findings
     from vitdc.model import DeepClusteringViT
     from vitdc.objectives import Objective, SelfSupervised
@@ -63,16 +65,19 @@ Config = TypeVar("Config", bound=TrainingConfig)
 ROUNDS_OF_EVALUATE = ("initial", "previous", "last")
 
 
-def prepare(*, data: DataConfig, output: Path) -> Dataset:
+def prepare(
+    *, data: DataConfig, output: Path, on_listed: Callable[[Source], None] | None = None
+) -> Dataset:
     """Read images from their source into the prepared format.
 
     Args:
         data: Where the images come from.
         output: Directory of the Dataset.
+        on_listed: Called before any image file is decoded, e.g. to refuse what cannot follow.
     """
     from vitdc.data import write_dataset
 
-    write_dataset(data, output=output)
+    write_dataset(data, output=output, on_listed=on_listed)
     return Dataset.load(output)
 
 
@@ -103,7 +108,6 @@ def pretrain(
     from vitdc.model import build_model
     from vitdc.objectives import Joint, Supervised, choose_initial
     from vitdc.seeding import seeded
-    from vitdc.weights import fingerprint
 
     images = Dataset.load(dataset)
     choice = choose_initial(
@@ -156,12 +160,48 @@ def pretrain(
         description=description,
         compute=compute,
         seed=seed,
-        made_by=_made_by(
-            "pretrain", [dataset], model, pretraining, compute, seed=seed, **fingerprint(model)
-        ),
+        made_by=_pretrain_made_by(dataset, model, pretraining, compute, seed),
         scratch=scratch,
         watcher=watcher,
     )
+
+
+def check_reusable(checkpoint: Path, *, dataset: Path, params: Params) -> None:
+    """Refuse a round 0 that is not what `pretrain` would make.
+
+    Args:
+        checkpoint: Directory of the Checkpoint of an earlier run.
+        dataset: Directory of the Dataset.
+        params: Of this run.
+
+    Raises:
+        InputError: The images, the weights or a section differ; all are named.
+    """
+    wanted = {
+        "vitdc": __version__,
+        **_pretrain_made_by(dataset, params.model, params.pretraining, params.compute, params.seed),
+    }
+    found = artifacts.made_by(checkpoint)
+    names = {"inputs": "the images", "pretrained_sha256": "the weights"}
+    differing = [names.get(k, k) for k in sorted(wanted | found) if wanted.get(k) != found.get(k)]
+    if differing:
+        raise InputError(
+            f"{checkpoint}: cannot be reused, because other than now were {', '.join(differing)};"
+            " set them as they were, or leave --reuse out"
+        )
+
+
+def _pretrain_made_by(
+    dataset: Path,
+    model: ModelConfig,
+    pretraining: PretrainingConfig,
+    compute: ComputeConfig,
+    seed: int,
+) -> dict[str, Any]:
+    from vitdc.weights import fingerprint
+
+    sections = (model, pretraining, compute)
+    return _made_by("pretrain", [dataset], *sections, seed=seed, **fingerprint(model))
 
 
 def _self_supervised(
@@ -299,7 +339,8 @@ def cluster(
     space = choose_space(
         clustering.space, supervision=images.supervision, is_pretrained=embedded.is_pretrained
     )
-    logger.info("cluster: space %s, because %s", *space)
+    if before is None:
+        logger.info("cluster: space %s, because %s", *space)
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,6 @@ from vitdc.config import ModelConfig
 from vitdc.errors import InputError
 from vitdc.quick_timm import timm
 
-logger = logging.getLogger(__name__)
-
 FOLDER = "local-dir:"
 FILE_NAME = "model.safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
@@ -57,12 +55,14 @@ class Pretrained:
         backbone: As they were trained.
         tensors: The backbone's state dict, without a classifier.
         adapter: State dict of the adapter above it; empty without one.
+        note: What a person should know about them, for the log.
     """
 
     origin: str
     backbone: Backbone
     tensors: Mapping[str, Tensor]
     adapter: Mapping[str, Tensor] = field(default_factory=dict)
+    note: str = ""
 
 
 def find_weights(config: ModelConfig) -> Pretrained | None:
@@ -115,15 +115,18 @@ def _from_timm(name: str) -> Pretrained:
         raise InputError(
             f"model.pretrained: timm has no weights in safetensors for {name}; {OTHER_WAYS}"
         )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it says every retry twice
     try:
         tensors = timm.models.load_state_dict_from_hf(address, FILE_NAME)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"model.pretrained: the weights {address} cannot be had"
-            f" ({_first_line(error)}); without a network, {OTHER_WAYS}"
+            f" ({_first_line(error)}); without a network, fetch {FILE_NAME} and config.json from"
+            f" https://huggingface.co/{address} elsewhere and name their folder,"
+            f" model.pretrained={FOLDER}FOLDER; or {OTHER_WAYS}"
         ) from None
-    logger.info("weights: %s, licence %s", address, settings["license"] or "unknown")
-    return _described(address, name, settings, tensors)
+    note = f"{address}, licence {settings['license'] or 'unknown'}"
+    return replace(_described(address, name, settings, tensors), note=note)
 
 
 def _from_file(path: Path, config: ModelConfig) -> Pretrained:
@@ -142,11 +145,12 @@ def _from_file(path: Path, config: ModelConfig) -> Pretrained:
         )
     found = _described(str(path), name, settings, tensors)
     own = found.backbone
-    logger.info(
-        "weights: %s, with images as for timm's %s: mean %s, std %s, %d x %d pixels",
-        *(path, name, own.mean, own.std, *own.image_size),
+    height, width = own.image_size
+    note = (
+        f"{path}, with images as for timm's {name}: mean {own.mean}, std {own.std},"
+        f" {height} x {width} pixels"
     )
-    return found
+    return replace(found, note=note)
 
 
 def _from_folder(folder: Path) -> Pretrained:

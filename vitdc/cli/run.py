@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vitdc.cli.options import PARAMS_OPTIONS
 from vitdc.cli.steps import evaluate, execute, pretrain, refine
+
+if TYPE_CHECKING:
+    from vitdc.config import Params
+    from vitdc.data.sources import Source
 
 
 @click.command("run", params=[*PARAMS_OPTIONS])
@@ -19,27 +24,63 @@ from vitdc.cli.steps import evaluate, execute, pretrain, refine
     metavar="DIR",
     help="Directory for dataset/, pretrained/, rounds/ and results/.",
 )
-def command(output: Path, params_file: Path, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--reuse",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Directory of an earlier run: its initial training and its embeddings of round 0 are"
+    " taken, e.g. for another number of clusters. Images, model and seed have to be the same.",
+)
+def command(
+    output: Path, reuse: Path | None, params_file: Path, overrides: tuple[str, ...]
+) -> None:
     """Run the whole method in one process, from the images to the report.
 
     The same steps as `dvc repro`, without DVC: for a try, a notebook server, a batch job. Started
     again after an interruption, it continues in the training or the round where it was.
     """
     from vitdc import artifacts, loop, steps
+    from vitdc.artifacts import Checkpoint, Embeddings
     from vitdc.config import Params
 
     params = Params.load(params_file, overrides)
     dataset, pretrained, rounds = (output / name for name in ("dataset", "pretrained", "rounds"))
     scratch = output / "scratch"
     training = {"dataset": dataset, "scratch": scratch}
+    round_0 = {"checkpoint": pretrained}
+    if reuse:
+        round_0 = {
+            "checkpoint": reuse / "pretrained",
+            "embeddings": reuse / "rounds" / "00" / "embeddings",
+        }
+        Checkpoint.load(round_0["checkpoint"])
+        Embeddings.load(round_0["embeddings"])
+
+    def on_listed(source: Source) -> None:
+        _check(params, source, with_model=reuse is None)
+
     started = time.perf_counter()
-    execute(steps.prepare, params, {"output": dataset})
+    execute(steps.prepare, params, {"output": dataset, "on_listed": on_listed})
     preparation = time.perf_counter() - started
-    pretrain(steps.pretrain, params, {**training, "output": pretrained}, preparation=preparation)
-    refine(loop.refine, params, {**training, "checkpoint": pretrained, "output": rounds})
+    if reuse:
+        steps.check_reusable(round_0["checkpoint"], dataset=dataset, params=params)
+    else:
+        made = {**training, "output": pretrained}
+        pretrain(steps.pretrain, params, made, preparation=preparation)
+    refine(loop.refine, params, {**training, **round_0, "output": rounds})
     evaluate(
         steps.evaluate,
         params,
         {"dataset": dataset, "rounds": rounds, "output": output / "results"},
     )
     artifacts.remove(scratch)
+
+
+def _check(params: Params, source: Source, *, with_model: bool) -> None:
+    """Refuse what would fail after images have been decoded."""
+    if source.train_labels is not None:
+        params.clustering.check_fit(num_images=len(source.train_labels), num_classes=0)
+    if with_model:
+        from vitdc.model import check_model
+
+        check_model(params.model, image_shape=source.image_shape)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vitdc.tracking import Tracker
 
 ROUND_OPTIONS = ("initial", "previous", "last", "round")
-NOT_OPTIONS = ("return", "on_round", "watcher")
+NOT_OPTIONS = ("return", "on_listed", "on_round", "watcher")
 
 
 def step_command(name: str) -> click.Command:

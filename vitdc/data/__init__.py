@@ -17,6 +17,7 @@ statistics  mean, standard deviation and content hash, streaming
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 NOT_CONTENT = {"root", "endpoint_url", "repo", "rev", "path", "num_workers", "max_unreadable"}
 
 
-def write_dataset(config: DataConfig, *, output: Path) -> None:
+def write_dataset(
+    config: DataConfig, *, output: Path, on_listed: Callable[[Source], None] | None = None
+) -> None:
     """Read the images that `config` names and write them as a Dataset artifact.
 
     Images stream: memory holds a few chunks of them, whatever their number, except for
@@ -39,6 +42,7 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
     Args:
         config: The `data` section.
         output: Directory of the artifact; replaced if it exists, untouched if anything fails.
+        on_listed: Called with the source, before any image file is decoded.
 
     Raises:
         InputError: The source is unknown, not there, empty or ambiguous, or has more unreadable
@@ -47,7 +51,10 @@ def write_dataset(config: DataConfig, *, output: Path) -> None:
     # Imported here, because every decoding process imports this package and needs none of it.
     from vitdc.data.opening import open_source
 
-    write_source(open_source(config), config, name=config.source, output=output)
+    source = open_source(config)
+    if on_listed:
+        on_listed(source)
+    write_source(source, config, name=config.source, output=output)
 
 
 def write_source(source: Source, config: DataConfig, *, name: str, output: Path) -> None:
