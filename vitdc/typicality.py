@@ -22,7 +22,7 @@ THUMBNAIL_SIDE = 8  # pixels; images that are smaller are their own thumbnail
 GREY_LEVEL = 1 / 255  # a pixel's deviation counts as no smaller, also where it never varied
 EMBEDDING_RIDGE = 1e-3  # of the mean variance of z, added to each: few images do not span z
 CHUNK_SIZE = 4096  # images described at a time, at most
-CHUNK_VALUES = 2**24  # pixels times channels of them, at most; they become float32
+CHUNK_VALUES = 2**22  # pixels times channels of them, at most; they become float32
 
 
 class Typicality(NamedTuple):
@@ -53,15 +53,19 @@ def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
     """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1]: means over equal areas."""
+    from threadpoolctl import threadpool_limits
+
     num_images, height, width, channels = images.shape
     lines = images.reshape(num_images, height, width * channels).astype(np.float32)
-    lines = averaging(height) @ lines  # (N, h, W C): rows first, which lie together in memory
-    small: np.ndarray = np.einsum(
-        "niwc,jw->nijc",
-        lines.reshape(num_images, -1, width, channels),
-        averaging(width),
-        optimize=True,
-    )
+    # One thread: so small products lose by more, many times over on a busy machine.
+    with threadpool_limits(limits=1):
+        lines = averaging(height) @ lines  # (N, h, W C): rows first, which lie together in memory
+        small: np.ndarray = np.einsum(
+            "niwc,jw->nijc",
+            lines.reshape(num_images, -1, width, channels),
+            averaging(width),
+            optimize=True,
+        )
     return small * np.float32(GREY_LEVEL)
 
 
