@@ -196,7 +196,7 @@ def test_round_round_trip_keeps_every_digit(tmp_path: Path) -> None:
     assert history.current == RoundRow(1, 0.1 + 0.2, 0.25, 1 / 3)
     lines = (tmp_path / "r" / "rounds.csv").read_text().splitlines()
     assert lines[0].split(",") == RoundRow.header()
-    assert lines[1] == "0,,,,,,,,,continue"
+    assert lines[1] == "0,,,,,,,,,,,continue"
     assert float(lines[2].split(",")[1]) == 0.1 + 0.2
 
 

@@ -74,7 +74,7 @@ def record(
         if nmi is not None:
             rows = [
                 RoundRow(0, nmi_train=0.5, nmi_test=0.4),
-                RoundRow(1, 1.25, 1.0, 0.5, 0.9, nmi, 0.7, 0.85, 0.1, "converged"),
+                RoundRow(1, 1.25, 1.0, 0.5, 0.9, nmi, 0.7, 0.85, 0.1, verdict="converged"),
             ]
             scores = {"nmi": nmi, "ari": 0.7, "acc": 0.85}
             metrics = {

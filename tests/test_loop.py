@@ -14,6 +14,7 @@ from vitdc.artifacts import Checkpoint, Clustering, Round, RoundPaths, RoundRow
 from vitdc.config import ConvergenceConfig, JointConfig
 from vitdc.errors import InputError, TrainingError
 from vitdc.objectives import supervised
+from vitdc.summary import describe
 
 
 def refine(run: ToyRun, output: Path, **changes: Any) -> Round:
@@ -194,20 +195,17 @@ def test_rounds_stop_as_max_rounds(toy_run: ToyRun, tmp_path: Path) -> None:
     assert (history.verdict, history.best_round) == ("max-rounds", 1)
 
 
-@pytest.fixture
-def risen(toy_run: ToyRun, tmp_path: Path) -> tuple[Round, Path]:
-    """Rounds whose learning rate is so high that the loss must rise in one of them."""
-    wild = JointConfig(epochs=2, batch_size=16, learning_rate=0.2, warmup_epochs=0, clip_norm=0)
-    convergence = ConvergenceConfig(epsilon=0, max_rounds=20)
-    history = refine(toy_run, tmp_path / "rounds", joint=wild, convergence=convergence)
-    return history, tmp_path / "rounds"
-
-
-def test_a_loss_that_rose_stops_with_the_round_before_as_the_best(
-    toy_run: ToyRun, risen: tuple[Round, Path], tmp_path: Path
+@pytest.mark.parametrize("reason", ["loss-rose", "collapsed"])
+def test_a_loss_that_rose_or_a_collapse_stops_with_the_round_before_as_the_best(
+    toy_run: ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    history, rounds = risen
-    assert history.verdict == "loss-rose"
+    if reason == "collapsed":  # in round 1
+        monkeypatch.setattr("vitdc.convergence.is_collapsed", lambda *embedded: True)
+    # so high a learning rate that the loss must rise in some round
+    wild = JointConfig(epochs=2, batch_size=16, learning_rate=0.2, warmup_epochs=0, clip_norm=0)
+    rounds, convergence = tmp_path / "rounds", ConvergenceConfig(epsilon=0, max_rounds=20)
+    history = refine(toy_run, rounds, joint=wild, convergence=convergence)
+    assert history.verdict == reason
     assert history.best_round == history.current.round - 1
     found = steps.evaluate(
         **loop.round_arguments(loop.round_directories(rounds)),
@@ -219,9 +217,10 @@ def test_a_loss_that_rose_stops_with_the_round_before_as_the_best(
     )
     best = RoundPaths.in_directory(rounds / f"{history.best_round:02d}")
     assert found.metrics["best_round"] == history.best_round
-    assert found.metrics["loss"] == min(row.loss for row in history.rows if row.loss is not None)
+    assert found.metrics["loss"] == history.rows[history.best_round].loss
     assert found.metrics["test"] == Clustering.load(best.clustering).scores.test._asdict()
     assert contents(tmp_path / "results" / "model" / "checkpoint") == contents(best.checkpoint)
+    assert reason in describe(found)
 
 
 def test_a_training_that_fails_leaves_no_rounds(

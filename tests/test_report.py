@@ -61,7 +61,9 @@ def toy(
     for number in range(1, num_rounds + 1):
         loss = 0.5 + 0.3 / number
         rows.append(
-            RoundRow(number, loss, loss - 0.1, 1.0, 0.8, 0.8, 0.8, 0.8, 0.1 / number, "continue")
+            RoundRow(
+                number, loss, loss - 0.1, 1.0, 0.8, 0.8, 0.8, 0.8, 0.1 / number, verdict="continue"
+            )
         )
     return ReportData(
         title="Toy",
@@ -396,13 +398,16 @@ def test_diagonal_holds_the_images_that_hungarian_accuracy_counts() -> None:
         ([0.50, 0.60], "loss-rose", 1, "l rose by 0.1 in round 2"),
         ([0.50, 0.40], "max-rounds", 2, "cap on rounds: l last fell by 0.1"),
         ([0.50], "max-rounds", 1, "One round of retraining"),
-        ([0.50, 0.40], "collapsed", 1, "verdict: collapsed"),
+        ([0.50, 0.40], "settled", 2, "only 0.3% had changed cluster"),
+        ([0.50, 0.10], "collapsed", 1, "at most half of the clusters apart (effective rank 1)"),
+        ([0.50, 0.40], "of the future", 1, "verdict: of the future"),
     ],
 )
 def test_story_says_why_the_rounds_stopped(
     losses: list[float], verdict: str, best: int, said: str
 ) -> None:
-    rows = [RoundRow(0), *(RoundRow(i, loss=loss) for i, loss in enumerate(losses, start=1))]
+    known = {"changed": 0.003, "effective_rank": 1.0}
+    rows = [RoundRow(0), *(RoundRow(i, loss, **known) for i, loss in enumerate(losses, start=1))]
     story = rounds_story(replace(toy(), rows=rows, verdict=verdict, best_round=best))
     assert said in story
     assert f"round {best}" in story

@@ -36,8 +36,8 @@ from vitdc.tracking.store import patience
 HASH = "0123456789abcdef" * 4
 ROWS = [
     RoundRow(round=0, cross_entropy=0.5, nmi_train=0.7, nmi_test=0.6, verdict="continue"),
-    RoundRow(1, 0.4, 0.39, 0.1, 0.8, 0.75, 0.7, 0.85, 0.2, "continue"),
-    RoundRow(2, 0.395, 0.386, 0.09, 0.82, 0.8, 0.75, 0.9, 0.05, "converged"),
+    RoundRow(1, 0.4, 0.39, 0.1, 0.8, 0.75, 0.7, 0.85, 0.2, verdict="continue"),
+    RoundRow(2, 0.395, 0.386, 0.09, 0.82, 0.8, 0.75, 0.9, 0.05, verdict="converged"),
 ]
 SCORES = ClusteringScores(
     train=SplitScores(0.82, None, None),
@@ -260,7 +260,7 @@ def test_experiments_do_not_share_runs(store: Path, results: Path) -> None:
 def test_another_result_takes_the_place_of_the_old_one(store: Path, results: Path) -> None:
     evaluate(make_params(), results)
     old = only_run(store)
-    rows = [*ROWS[:2], RoundRow(2, 0.3, 0.29, 0.1, 0.9, 0.88, 0.8, 0.95, 0.05, "converged")]
+    rows = [*ROWS[:2], RoundRow(2, 0.3, 0.29, 0.1, 0.9, 0.88, 0.8, 0.95, 0.05, verdict="converged")]
     evaluate(make_params(), results, rows)
     new = only_run(store)
     assert new.data.tags["vitdc.supersedes"] == old.info.run_id

@@ -275,7 +275,7 @@ def test_a_description_is_renewed_until_a_person_writes_another(recorded: Record
 def test_a_description_of_hundreds_of_rounds_fits_into_a_tag(recorded: Recorded) -> None:
     evaluation = Evaluation.load(recorded.first / "results")
     rows = [
-        RoundRow(number, *np.random.default_rng(number).random(8), "continue")
+        RoundRow(number, *np.random.default_rng(number).random(10), "continue")
         for number in range(500)
     ]
     text = describe_result(replace(evaluation, rows=rows)).replace("RUN_ID", "0" * 32)

@@ -346,6 +346,9 @@ class ConvergenceConfig(Section):
 
     epsilon: NonNegativeFloat = 0.01
     """Stop when the joint loss falls by less than this from one round to the next."""
+    min_changed: Fraction = 0.0
+    """Stop when less than this share of the training images changed cluster before a round, which
+    so was trained on the clusters of the one before; 0 leaves the decision to the loss."""
     max_rounds: PositiveInt = 10
     """Stop after this many rounds in any case."""
 

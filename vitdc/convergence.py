@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from vitdc.artifacts import CONTINUE, CONVERGED, LOSS_ROSE, MAX_ROUNDS, Verdict
+from vitdc.artifacts import (
+    COLLAPSED,
+    CONTINUE,
+    CONVERGED,
+    LOSS_ROSE,
+    MAX_ROUNDS,
+    SETTLED,
+    RoundRow,
+    Verdict,
+)
+from vitdc.config import ConvergenceConfig
 
 CHUNK = 65536  # rows that are widened to float64 at a time
 
@@ -41,8 +51,7 @@ def round_loss(
         The three means, computed in float64.
     """
     squared = 0.0
-    for start in range(0, len(embedding), CHUNK):
-        rows = slice(start, start + CHUNK)
+    for rows in _chunks(len(embedding)):
         own = centroids[assignment[rows]].astype(np.float64)
         squared += float(np.square(embedding[rows] - own).sum())
     clustering = squared / len(embedding)
@@ -52,30 +61,91 @@ def round_loss(
     return RoundLoss(mean_cross_entropy + gamma * clustering, mean_cross_entropy, clustering)
 
 
-def verdict(losses: Sequence[float], *, epsilon: float, max_rounds: int) -> Verdict:
+def effective_rank(embedding: np.ndarray) -> float:
+    """How many dimensions the embeddings really use: e to the entropy of their spectrum.
+
+    Roy and Vetterli, "The effective rank" (EUSIPCO 2007), of the covariance. It is D where all
+    directions vary alike, 1 on a line, and 0 where the embeddings are all the same.
+
+    Args:
+        embedding: (N, D) float32; may be memory-mapped.
+    """
+    mean = np.asarray(embedding.mean(axis=0, dtype=np.float64))
+    covariance = np.zeros((len(mean), len(mean)))
+    for rows in _chunks(len(embedding)):
+        centred = embedding[rows] - mean
+        covariance += centred.T @ centred
+    variances = np.maximum(np.linalg.eigvalsh(covariance / len(embedding)), 0)
+    # float32 cannot tell embeddings apart that differ by less
+    if variances.sum() <= (np.finfo(np.float32).eps * np.linalg.norm(mean)) ** 2:
+        return 0.0
+    shares = variances[variances > 0] / variances.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def is_collapsed(embedding: np.ndarray, assignment: np.ndarray) -> bool:
+    """Whether a retrained embedding tells apart no more than half of the clusters it was given.
+
+    It tells those apart that some image is nearest to, where a cluster is the mean of the images it
+    had.
+
+    Args:
+        embedding: (N, D) float32 of the retrained model; may be memory-mapped.
+        assignment: (N,) clusters that the round was trained against.
+    """
+    given, place, counts = np.unique(assignment, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(given), embedding.shape[1]))
+    for rows in _chunks(len(embedding)):
+        np.add.at(sums, place[rows], embedding[rows])
+    means = sums / counts[:, None]
+    left: set[int] = set()
+    for rows in _chunks(len(embedding)):
+        from_each = np.square(means).sum(axis=1) - 2 * embedding[rows] @ means.T
+        left.update(from_each.argmin(axis=1).tolist())
+    return 1 < len(given) >= 2 * len(left)
+
+
+def verdict(
+    rows: Sequence[RoundRow], config: ConvergenceConfig, *, is_collapsed: bool = False
+) -> Verdict:
     """Whether the rounds go on, and if not, why.
 
     The paper stops when l_current - l_new < epsilon. A loss that rose satisfies that too, but is
     named as what it is.
 
     Args:
-        losses: l of every round so far, from round 1 on.
-        epsilon: The smallest fall that is worth another round.
-        max_rounds: The most rounds there may be.
+        rows: All rounds so far, from round 0 on.
+        config: The `convergence` section.
+        is_collapsed: Whether the last round is: it is worth nothing, however low its l is.
     """
+    if is_collapsed:
+        return COLLAPSED
+    losses = [row.loss for row in rows if row.loss is not None]
+    changed = rows[-2].changed
     if len(losses) >= 2:
         fall = losses[-2] - losses[-1]
         if fall < 0:
             return LOSS_ROSE
-        if fall < epsilon:
+        if fall < config.epsilon:
             return CONVERGED
-    return MAX_ROUNDS if len(losses) >= max_rounds else CONTINUE
+    if changed is not None and changed < config.min_changed:
+        return SETTLED
+    return MAX_ROUNDS if len(losses) >= config.max_rounds else CONTINUE
 
 
-def best_round(losses: Sequence[float]) -> int:
+def best_round(rows: Sequence[RoundRow], verdict: Verdict) -> int:
     """The round (from 1) with the lowest l; the latest of equals.
 
     With epsilon = 0 equal losses do not stop the rounds; the latest keeps the best round the last
-    or the one before, which are those that whoever evaluates has at hand.
+    or the one before, which are those that whoever evaluates has at hand. A round that collapsed is
+    never the best: the one before is, even if it is round 0.
     """
-    return len(losses) - int(np.argmin(losses[::-1]))
+    if verdict == COLLAPSED:
+        return rows[-2].round
+    losses = [row.loss for row in reversed(rows) if row.loss is not None]
+    return len(losses) - int(np.argmin(losses))
+
+
+def _chunks(num_rows: int) -> Iterator[slice]:
+    for start in range(0, num_rows, CHUNK):
+        yield slice(start, start + CHUNK)

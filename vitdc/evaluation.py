@@ -27,6 +27,7 @@ from vitdc.artifacts import (
 from vitdc.clustering import assign, kmeans
 from vitdc.concerns import result_concerns
 from vitdc.config import ClusteringConfig, EvaluationConfig
+from vitdc.convergence import effective_rank
 from vitdc.prediction import unsure_limit
 from vitdc.report import (
     Decoded,
@@ -54,9 +55,15 @@ class Findings(NamedTuple):
 def complete_rows(history: Round, *, initial: Findings, last: Clustering) -> list[RoundRow]:
     """The rows of rounds.csv, with what only the end of a run knows.
 
-    That is the cross-entropy of round 0 and the scores of the last round.
+    That is what round 0, which nothing checks, says of its embeddings, and the scores of the last
+    round.
     """
-    first = replace(history.rows[0], cross_entropy=_mean(initial.embeddings.train.cross_entropy))
+    embeddings = initial.embeddings.train
+    first = replace(
+        history.rows[0],
+        cross_entropy=_mean(embeddings.cross_entropy),
+        effective_rank=effective_rank(embeddings.embedding),
+    )
     return [first, *history.rows[1:-1], history.current.with_scores(last.scores)]
 
 

@@ -502,12 +502,12 @@ def check(
             against.
         previous: Directory of the Round before; none in round 1.
         joint: gamma.
-        convergence: epsilon and the most rounds.
+        convergence: When the rounds stop.
         output: Directory of the Round.
     """
     import math
 
-    from vitdc.convergence import best_round, round_loss, verdict
+    from vitdc.convergence import best_round, effective_rank, is_collapsed, round_loss, verdict
 
     embedded, frozen = Embeddings.load(embeddings), Clustering.load(clustering)
     _check_round(frozen.round + 1, embedded.round, clustering, embeddings)
@@ -526,14 +526,16 @@ def check(
         raise TrainingError(
             f"{embeddings}: the joint loss of round {embedded.round} is not finite; train again"
         )
-    losses = [row.loss for row in rows if row.loss is not None] + [value.loss]
-    decision = verdict(losses, epsilon=convergence.epsilon, max_rounds=convergence.max_rounds)
-    row = RoundRow(round=embedded.round, **value._asdict(), verdict=decision)
+    rank = effective_rank(embedded.train.embedding)
+    rows.append(RoundRow(round=embedded.round, **value._asdict(), effective_rank=rank))
+    collapsed = is_collapsed(embedded.train.embedding, frozen.train.assignment)
+    decision = verdict(rows, convergence, is_collapsed=collapsed)
+    rows[-1] = replace(rows[-1], verdict=decision)
     inputs = [embeddings, clustering, *([previous] if previous else [])]
     Round(
-        rows=[*rows, row],
+        rows=rows,
         verdict=decision,
-        best_round=best_round(losses),
+        best_round=best_round(rows, decision),
         gamma=joint.gamma,
         epsilon=convergence.epsilon,
     ).save(output, _made_by("check", inputs, joint, convergence))

@@ -7,9 +7,11 @@ from functools import singledispatch
 from typing import Any
 
 from vitdc.artifacts import (
+    COLLAPSED,
     CONVERGED,
     LOSS_ROSE,
     MAX_ROUNDS,
+    SETTLED,
     Checkpoint,
     Clustering,
     Dataset,
@@ -29,17 +31,22 @@ COLUMNS = {  # heading -> field of RoundRow
     "NMI test": "nmi_test",
     "ACC test": "acc_test",
     "changed": "changed",
+    "silhouette": "silhouette",
+    "rank": "effective_rank",
     "verdict": "verdict",
 }
 SCORE_NAMES = ("nmi", "ari", "acc")
 SCORES = ("nmi_train", "nmi_test", "acc_test")
 """Columns that are left out where no label scores."""
+LABEL_FREE = ("silhouette", "effective_rank")
+"""Columns that stand in for them."""
 
 
 def columns(first: RoundRow) -> dict[str, str]:
     """The columns of a table of rounds, by its first row, which has all the scores there are."""
-    shown = {f for f in COLUMNS.values() if f not in SCORES or getattr(first, f) is not None}
-    return {heading: field for heading, field in COLUMNS.items() if field in shown}
+    known = [field for field in SCORES if getattr(first, field) is not None]
+    left_out = {*SCORES, *(LABEL_FREE if known else ())} - {*known}
+    return {heading: field for heading, field in COLUMNS.items() if field not in left_out}
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -133,6 +140,9 @@ def describe_verdict(history: Round) -> str:
     reasons = {
         CONVERGED: f"the joint loss fell by {fall:.4f}, less than epsilon = {history.epsilon:g}",
         LOSS_ROSE: f"the joint loss rose by {-fall:.4f}",
+        SETTLED: f"a share of only {number(history.rows[-2].changed)} had changed cluster before",
+        COLLAPSED: "the embedding tells at most half of the clusters apart, effective rank"
+        f" {number(history.current.effective_rank)}",
         MAX_ROUNDS: f"round {history.current.round} is convergence.max_rounds",
     }
     reason = reasons.get(history.verdict)

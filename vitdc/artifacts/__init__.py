@@ -15,11 +15,13 @@ from vitdc.artifacts.embeddings import Embeddings, SplitEmbeddings
 from vitdc.artifacts.evaluation import ClusterRow, Evaluation
 from vitdc.artifacts.fit import Fit
 from vitdc.artifacts.rounds import (
+    COLLAPSED,
     CONTINUE,
     CONVERGED,
     LOSS_ROSE,
     MAX_ROUNDS,
     OUT_OF_ROOM,
+    SETTLED,
     Round,
     RoundPaths,
     RoundRow,
@@ -42,11 +44,13 @@ from vitdc.artifacts.storage import (
 )
 
 __all__ = [
+    "COLLAPSED",
     "CONTINUE",
     "CONVERGED",
     "LOSS_ROSE",
     "MAX_ROUNDS",
     "OUT_OF_ROOM",
+    "SETTLED",
     "SPLITS",
     "Annotations",
     "Checkpoint",

@@ -12,6 +12,7 @@ from vitdc.artifacts.storage import read_metadata, write_csv, writing
 
 Verdict = str
 CONTINUE, CONVERGED, LOSS_ROSE, MAX_ROUNDS = "continue", "converged", "loss-rose", "max-rounds"
+SETTLED, COLLAPSED = "settled", "collapsed"
 OUT_OF_ROOM = "out-of-room"
 """Why a run stopped whose last verdict is to continue: its pipeline had room for no more rounds."""
 
@@ -28,6 +29,9 @@ class RoundRow:
         clustering_loss: Mean squared distance to the frozen centroids of the round before.
         nmi_train: NMI of the clustering that ends the round; likewise the next three.
         changed: Share of the training images that changed cluster in this round.
+        silhouette: Of the clustering that ends the round, in the space in which it was found.
+        effective_rank: How many dimensions the training embeddings really use, see
+            `vitdc.convergence.effective_rank`.
         verdict: What the round decided.
     """
 
@@ -40,6 +44,8 @@ class RoundRow:
     ari_test: float | None = None
     acc_test: float | None = None
     changed: float | None = None
+    silhouette: float | None = None
+    effective_rank: float | None = None
     verdict: Verdict | None = None
 
     @classmethod
@@ -55,6 +61,7 @@ class RoundRow:
             ari_test=scores.test.ari,
             acc_test=scores.test.acc,
             changed=scores.changed,
+            silhouette=scores.silhouette,
         )
 
 
@@ -67,8 +74,8 @@ class Round:
 
     Attributes:
         rows: A row per round, from 0 to the current one.
-        verdict: "continue", "converged", "loss-rose" or "max-rounds".
-        best_round: The round with the lowest l so far.
+        verdict: "continue", "converged", "settled", "loss-rose", "collapsed" or "max-rounds".
+        best_round: The round with the lowest l so far; of those before if the last collapsed.
         gamma: Weight of the clustering loss in l.
         epsilon: The threshold of the stopping rule.
     """

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdc.artifacts import CONVERGED, LOSS_ROSE, MAX_ROUNDS, OUT_OF_ROOM, RoundRow
+from vitdc.artifacts import (
+    COLLAPSED,
+    CONVERGED,
+    LOSS_ROSE,
+    MAX_ROUNDS,
+    OUT_OF_ROOM,
+    SETTLED,
+    RoundRow,
+)
 from vitdc.report.data import (
     ClusterPictures,
     ReportData,
@@ -240,6 +248,14 @@ def rounds_story(data: ReportData) -> str:
         why = f"stopped by the cap on rounds: l last fell by {fall:.2g}, with {threshold}."
     elif data.verdict == MAX_ROUNDS:
         why = "stopped by the cap on rounds, before l could be compared with an earlier round."
+    elif data.verdict == SETTLED:
+        why = f"stopped because only {_percent(data.rows[-2].changed)} had changed cluster."
+    elif data.verdict == COLLAPSED:
+        why = (
+            f"stopped because the embeddings of round {last.round} collapsed: they tell at most"
+            f" half of the clusters apart (effective rank {last.effective_rank:.2g})."
+        )
+        return f"{count} of retraining, {why} The result is round {data.best_round}."
     elif data.verdict == OUT_OF_ROOM:
         why = "stopped because the pipeline had no room for another; a further run can continue it."
     else:
@@ -262,7 +278,7 @@ def _num_ringed(data: ReportData, snapshot: Snapshot) -> int:
 def _table_row(row: RoundRow, data: ReportData) -> dict[str, Any]:
     scores = [_number(v) for v in (row.nmi_train, row.nmi_test, row.ari_test, row.acc_test)]
     if data.scored_split is None:
-        scores = []
+        scores = [_number(row.silhouette), _number(row.effective_rank, 1)]
     return {
         "best": row.round == data.best_round,
         "cells": [
