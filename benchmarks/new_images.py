@@ -1,4 +1,4 @@
-"""How images that were not clustered find their cluster: nearest centroid, neighbours' vote, head.
+"""How images that were not clustered find their cluster: by a centroid, neighbours, the head.
 
     for seed in 0 1 2 3 4; do
         vitdc run --output outputs/none-$seed -S data.labels=none -S seed=$seed
@@ -18,9 +18,10 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from vitdc import loop
 from vitdc.artifacts import Clustering, Dataset, Embeddings, RoundPaths
+from vitdc.typicality import most_typical
 
 VOTES = 5
-WAYS = ("training images", "nearest centroid", f"vote of {VOTES}", "head")
+WAYS = ("training images", "most typical", "nearest centroid", f"vote of {VOTES}", "head")
 
 
 def vote(train: np.ndarray, clusters: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -44,8 +45,10 @@ def score_round(dataset: Dataset, embeddings: Embeddings, clustering: Clustering
     distance = np.linalg.norm(test[:, None] - clustering.centroids, axis=2)
     predicted = embeddings.test.predicted
     labels = dataset.test.labels
+    typical = most_typical(clustering.typicality, test, dataset.test.images)
     return [
         normalized_mutual_info_score(dataset.train.labels, clusters),
+        normalized_mutual_info_score(labels, typical),
         normalized_mutual_info_score(labels, distance.argmin(axis=1)),
         normalized_mutual_info_score(labels, vote(train, clusters, test)),
         normalized_mutual_info_score(labels, predicted) if (predicted >= 0).any() else np.nan,
@@ -53,7 +56,7 @@ def score_round(dataset: Dataset, embeddings: Embeddings, clustering: Clustering
 
 
 def score_run(run: Path) -> np.ndarray:
-    """(R + 1, 4) NMI by round and way."""
+    """(R + 1, 5) NMI by round and way."""
     dataset = Dataset.load(run / "dataset")
     return np.array(
         [

@@ -107,6 +107,19 @@ def test_an_export_says_what_the_model_says_of_real_digits(
     np.testing.assert_allclose(found["atypicality"], original["atypicality"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_clusters_of_a_manifold_are_exported_as_such(
+    predictor: Predictor, tmp_path: Path, name: str
+) -> None:
+    found = predictor.clustering
+    found = replace(found, config={**found.config, "space": "manifold"})
+    of_manifold, images = replace(predictor, clustering=found), DIGITS[500:800]
+    export_model(of_manifold, format=name, output=tmp_path / name, images=images)
+    clusters = load(tmp_path / name)(images)["cluster"]
+    np.testing.assert_array_equal(clusters, of_manifold.predict(images).cluster)
+    assert (clusters != predictor.predict(images).cluster).any()
+
+
 def test_what_is_beside_the_model_describes_it(
     predictor: Predictor, exported: Callable[[str], Path]
 ) -> None:
@@ -227,11 +240,12 @@ def test_an_export_that_says_something_else_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_not_a_number_is_a_difference() -> None:
+@pytest.mark.parametrize("of_manifold", [False, True])
+def test_not_a_number_is_a_difference(of_manifold: bool) -> None:
     outputs = checking.Outputs(*(np.ones((2, 2)), np.zeros(2, int), np.ones((2, 2)), np.ones(2)))
     wrong = outputs._replace(distances=np.full((2, 2), np.nan))
     with pytest.raises(TrainingError, match="differs"):
-        checking._difference(outputs, wrong)
+        checking._difference(outputs, wrong, is_of_manifold=of_manifold)
 
 
 # --- the command -------------------------------------------------------------------------------

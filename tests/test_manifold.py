@@ -14,12 +14,13 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from toys import COMPUTE
 
 from vitdc import steps
-from vitdc.artifacts import Clustering, Embeddings, Supervision
+from vitdc.artifacts import Clustering, Dataset, Embeddings, Supervision
 from vitdc.clustering import kmeans, means
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
 from vitdc.manifold import choose_space, find_on_manifold, mixture, unfold
 from vitdc.seeding import derive_seed
+from vitdc.typicality import most_typical
 
 
 def config(num_clusters: int = 2, **values: Any) -> ClusteringConfig:
@@ -153,6 +154,10 @@ def test_without_labels_the_step_clusters_on_the_manifold(
         np.testing.assert_allclose(found.centroids[cluster], z[own].mean(axis=0), atol=1e-6)
     distance = np.linalg.norm(z - found.centroids[found.train.assignment], axis=1)
     np.testing.assert_allclose(found.train.distance, distance, rtol=1e-4)
+    test = Embeddings.load(arguments["embeddings"]).test.embedding
+    images = Dataset.load(arguments["dataset"]).test.images
+    expected = most_typical(found.typicality, np.asarray(test), images)
+    np.testing.assert_array_equal(found.test.assignment, expected)
     layout = unfold(z, config(3), seed=derive_seed(0, "cluster", 0))
     expected = silhouette_score(layout, found.train.assignment)
     assert found.scores.silhouette == pytest.approx(expected, abs=1e-5)

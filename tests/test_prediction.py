@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import toys
 from vitdc.artifacts import Clustering, Dataset
 from vitdc.errors import InputError
 from vitdc.prediction import Prediction, Predictor, find_model_directory
+from vitdc.typicality import most_typical
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,27 @@ def test_both_distances_are_those_of_numpy(predictor: Predictor) -> None:
     np.testing.assert_allclose(prediction.second_distance, distances[:, 1], rtol=1e-5)
     expected = (distances[:, 1] - distances[:, 0]) / distances[:, 1]
     np.testing.assert_allclose(prediction.margin, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_most_typical_of_another_cluster_than_the_nearest_has_no_margin(
+    predictor: Predictor,
+) -> None:
+    found = predictor.clustering
+    found = replace(found, config={**found.config, "space": "manifold"})
+    random = np.random.default_rng(0)
+    embedding = random.normal(size=(50, found.centroids.shape[1])).astype("f4")
+    images = random.integers(0, 256, (50, *predictor.image_shape), dtype=np.uint8)
+    prediction = replace(predictor, clustering=found).assign(embedding, images)
+    np.testing.assert_array_equal(
+        prediction.cluster, most_typical(found.typicality, embedding, images)
+    )
+    distances = np.linalg.norm(embedding[:, None] - found.centroids.astype(np.float64), axis=2)
+    np.testing.assert_allclose(
+        prediction.distance, distances[np.arange(50), prediction.cluster], rtol=1e-5
+    )
+    elsewhere = prediction.cluster != distances.argmin(axis=1)
+    assert 0 < elsewhere.sum() < 50
+    np.testing.assert_array_equal(prediction.margin > 0, ~elsewhere)
 
 
 def test_the_nearest_centroids_are_sought_with_the_threads_that_were_asked_for(

@@ -16,11 +16,20 @@ from hypothesis import strategies as st
 
 from vitdc import steps
 from vitdc.artifacts import Clustering, Dataset, SplitClustering
+from vitdc.clustering import assign
 from vitdc.config import Params
 from vitdc.data.arrays import read_idx, resized
 from vitdc.errors import InputError
 from vitdc.prediction import UNSURE_RATE, Predictor, unsure_limit
-from vitdc.typicality import atypicality, describe, fit, leave_one_out, limit, thumbnails
+from vitdc.typicality import (
+    atypicality,
+    describe,
+    fit,
+    leave_one_out,
+    limit,
+    most_typical,
+    thumbnails,
+)
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -53,6 +62,16 @@ def test_it_is_the_mahalanobis_distance_to_the_cluster(
     np.testing.assert_allclose(found.mean, means, atol=1e-5)
     distances = atypicality(found, embedding, images, assignment)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
+
+
+def test_an_image_is_of_the_cluster_it_is_most_typical_of() -> None:
+    embedding, images, assignment = blobs(200)
+    typicality = fit(embedding, images, assignment, num_clusters=3)
+    every = [atypicality(typicality, embedding, images, np.full(200, c)) for c in range(3)]
+    expected = np.argmin(every, axis=0)
+    np.testing.assert_array_equal(most_typical(typicality, embedding, images), expected)
+    centroids = np.stack([embedding[assignment == cluster].mean(axis=0) for cluster in range(3)])
+    assert (assign(embedding, centroids)[0] != expected).any()
 
 
 def test_large_images_are_described_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from vitdc.artifacts import Checkpoint, Clustering, Evaluation
 from vitdc.config import ComputeConfig
 from vitdc.device import limited_threads, resolve_device
 from vitdc.errors import InputError
-from vitdc.typicality import atypicality, limit
+from vitdc.typicality import atypicality, limit, most_typical
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +47,10 @@ class Prediction(NamedTuple):
     """Where images belong.
 
     Attributes:
-        cluster: (N,) int64: the cluster with the nearest centroid.
-        distance: (N,) float32: Euclidean distance of z to that centroid.
-        second_distance: (N,) float32: to the second-nearest centroid; inf if there is one only.
+        cluster: (N,) int64: the cluster with the nearest centroid or, where the clusters were found
+            on a manifold, the one that the image is most typical of.
+        distance: (N,) float32: Euclidean distance of z to the centroid of that cluster.
+        second_distance: (N,) float32: to the nearest of the others; inf if there is none.
         unsure: (N,) bool: unlike the images of its cluster, see `Predictor.unsure_limit`.
     """
 
@@ -60,12 +61,13 @@ class Prediction(NamedTuple):
 
     @property
     def margin(self) -> np.ndarray:
-        """(N,) float32 in [0, 1]: how much farther the second-nearest centroid is, relative to it.
+        """(N,) float32 in [0, 1]: how much farther the nearest other centroid is, relative to it.
 
-        0 is a tie, 1 an image that lies on its centroid.
+        0 is a tie, or another centroid is even nearer; 1 is an image that lies on its centroid.
         """
-        with np.errstate(invalid="ignore"):  # 0 / 0 is a tie
-            margin: np.ndarray = 1 - np.nan_to_num(self.distance / self.second_distance, nan=1.0)
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is a tie
+            ratio = np.nan_to_num(self.distance / self.second_distance, nan=1.0)
+        margin: np.ndarray = 1 - np.minimum(ratio, 1)
         return margin
 
 
@@ -166,7 +168,7 @@ class Predictor:
         return self.assign(self.embed(images), images)
 
     def assign(self, embedding: np.ndarray, images: np.ndarray) -> Prediction:
-        """Find the two nearest centroids of images that were embedded already.
+        """Find the clusters of images that were embedded already.
 
         Args:
             embedding: (N, D) float32, from `embed`.
@@ -174,17 +176,20 @@ class Predictor:
         """
         import faiss
 
-        centroids = self.clustering.centroids
+        centroids, typicality = self.clustering.centroids, self.clustering.typicality
         index = faiss.IndexFlatL2(centroids.shape[1])
         index.add(centroids)
         with limited_threads(self.compute.num_threads):
             nearest = index.search(embedding, min(2, len(centroids)))[1]  # (N, 1 or 2)
+            cluster = nearest[:, 0]
+            if self.clustering.is_of_manifold:
+                cluster = most_typical(typicality, embedding, images)
             # computed directly: faiss's expanded form loses digits close to a centroid
-            distance = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
-            cluster, first = nearest[:, 0], distance[:, 0]
-            second = distance[:, 1] if distance.shape[1] > 1 else np.full_like(first, np.inf)
-            found = atypicality(self.clustering.typicality, embedding, images, cluster)
-        return Prediction(cluster, first, second, found > self.unsure_limit)
+            distance = np.linalg.norm(embedding - centroids[cluster], axis=1)
+            distances = np.linalg.norm(embedding[:, None] - centroids[nearest], axis=2)
+            distances[nearest == cluster[:, None]] = np.inf
+            found = atypicality(typicality, embedding, images, cluster)
+        return Prediction(cluster, distance, distances.min(axis=1), found > self.unsure_limit)
 
 
 def unsure_limit(clustering: Clustering, *, rate: float | None = None) -> float:

@@ -300,7 +300,8 @@ def cluster(
 ) -> Clustering:
     """Cluster the training embeddings; test images go to their nearest centroid.
 
-    Without labels and pretrained weights the clusters are found on a manifold of the embedding.
+    Without labels and pretrained weights the clusters are found on a manifold of the embedding, and
+    test images go to the cluster that they are most typical of.
 
     Where some labels may be trained on and others are unknown, the first clusters are the classes,
     and the images with a known label stay in theirs; these do not score.
@@ -323,7 +324,7 @@ def cluster(
     from vitdc.device import limited_threads
     from vitdc.manifold import choose_space, find_on_manifold
     from vitdc.seeding import derive_seed
-    from vitdc.typicality import atypicality, fit, leave_one_out
+    from vitdc.typicality import atypicality, fit, leave_one_out, most_typical
 
     images, embedded = Dataset.load(dataset), Embeddings.load(embeddings)
     _check_same_images(images, dataset, embedded, embeddings)
@@ -358,13 +359,17 @@ def cluster(
                 before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
             )
             found = relabel(found, ids)
+        typicality = fit(
+            points, images.train.images, found.assignment, num_clusters=clustering.num_clusters
+        )
+        test = embedded.test.embedding
+        own_test = None
+        if space.name == "manifold":
+            own_test = most_typical(typicality, test, images.test.images)
         nearest = {
             "train": assign(points, found.centroids, own=found.assignment),
-            "test": assign(embedded.test.embedding, found.centroids),
+            "test": assign(test, found.centroids, own=own_test),
         }
-        typicality = fit(
-            points, images.train.images, nearest["train"][0], num_clusters=clustering.num_clusters
-        )
         atypical = {
             name: atypicality(
                 typicality,

@@ -132,6 +132,21 @@ def atypicality(
     return found
 
 
+def most_typical(typicality: Typicality, embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(N,) int64: the cluster that every image is most typical of.
+
+    Fisher's linear discriminant: clusters that are long and thin lie apart where their centroids
+    are close. The arguments are those of `atypicality`.
+    """
+    from vitdc.clustering import assign
+
+    found = np.empty(len(images), np.int64)
+    for rows, description in _described(embedding, images):
+        whitened = (description @ typicality.whitening, typicality.mean @ typicality.whitening)
+        found[rows] = assign(*whitened)[0]
+    return found
+
+
 def leave_one_out(values: np.ndarray, assignment: np.ndarray) -> np.ndarray:
     """The atypicality of the images of `fit`, as if each had been left out when it was fitted.
 

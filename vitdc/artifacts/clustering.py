@@ -96,7 +96,8 @@ class Clustering:
         round: The round whose embeddings were clustered.
         centroids: (K, D) float32; in the embedding, wherever the clusters were found.
         train: Clusters of the training images.
-        test: Nearest training centroids of the test images.
+        test: Of the test images: the nearest centroid or, where the clusters were found on a
+            manifold, the cluster that they are most typical of.
         scores: How good the clustering is.
         config: The `clustering` section it was made with; its `space` is the one it was made in.
         typicality: What the training images of every cluster look like.
@@ -145,6 +146,11 @@ class Clustering:
                 "scores": self.scores.to_dict(),
                 "config": self.config,
             }
+
+    @property
+    def is_of_manifold(self) -> bool:
+        """Whether new images go to the cluster that they are most typical of."""
+        return bool(self.config.get("space") == "manifold")
 
     @property
     def sizes(self) -> np.ndarray:

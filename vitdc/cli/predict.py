@@ -72,7 +72,8 @@ def command(
     \b
     The table is CSV, a row per image, in the order of the names:
       image     as you named it
-      cluster   the cluster with the nearest centroid
+      cluster   the cluster with the nearest centroid or, where the clusters
+                were found on a manifold, the one it is most typical of
       name      of the cluster, if it was given one; a merged cluster has the name of the
                 one that it was merged into
       distance  to the centroid

@@ -123,6 +123,7 @@ def describe(
             "distances": [None, len(clustering.centroids)],
             "atypicality": [None],
         },
+        "clusters_are_of_a_manifold": clustering.is_of_manifold,
         "embedding_has_length_1": predictor.model.normalize,
         "cluster_names": [cluster_names.get(i, "") for i in range(len(clustering.centroids))],
         "unsure_beyond_atypicality": limit if math.isfinite(limit) else None,

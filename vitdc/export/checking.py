@@ -67,22 +67,25 @@ def compare(graph: ClusteringGraph, run: Run, images: np.ndarray) -> Difference:
         batch = images_to_tensor(images[start : start + size], torch.device("cpu"))
         with torch.inference_mode():
             expected = Outputs(**{name: each.numpy() for name, each in graph(batch).items()})
-        largest = max(largest, _difference(expected, run(batch.numpy())))
+        found = run(batch.numpy())
+        largest = max(largest, _difference(expected, found, is_of_manifold=graph.is_of_manifold))
         start, number = start + size, number + 1
     return Difference(len(images), largest)
 
 
-def _difference(expected: Outputs, found: Outputs) -> float:
+def _difference(expected: Outputs, found: Outputs, *, is_of_manifold: bool) -> float:
     scale = max(1.0, float(np.abs(expected.embedding).max()))
     own = np.take_along_axis(expected.distances, found.cluster[:, None], axis=1)[:, 0]
     nearest = expected.distances.min(axis=1)
-    same = found.cluster == expected.cluster
+    atypicality = np.abs(found.atypicality / expected.atypicality - 1)
     differences = [
         np.abs(found.embedding - expected.embedding) / scale,
         np.abs(found.distances - expected.distances) / scale,
-        (own - nearest) / scale,  # a tie may go either way, but nothing else may
-        np.abs(found.atypicality / expected.atypicality - 1)[same],
     ]
+    if is_of_manifold:  # a tie may go either way, but nothing else may
+        differences += [atypicality]
+    else:
+        differences += [(own - nearest) / scale, atypicality[found.cluster == expected.cluster]]
     largest = float(np.max([values.max(initial=0) for values in differences]))  # NaN stays NaN
     if not largest <= TOLERANCE:
         raise TrainingError(

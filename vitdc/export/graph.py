@@ -15,7 +15,7 @@ class ClusteringGraph(nn.Module):
     """Images (B, C, H, W) float in [0, 1] -> what is said about them, by name.
 
     embedding: (B, D): z.
-    cluster: (B,) int64: the nearest centroid's.
+    cluster: (B,) int64: the nearest centroid's, or what the image is most typical of (manifold).
     distances: (B, K): Euclidean, to every centroid.
     atypicality: (B,): see `vitdc.typicality`.
     """
@@ -34,6 +34,7 @@ class ClusteringGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.is_of_manifold = clustering.is_of_manifold
         constants = {
             "centroids": clustering.centroids,  # (K, D)
             "rows": averaging(image_shape[0]),  # (h, H)
@@ -48,10 +49,15 @@ class ClusteringGraph(nn.Module):
         embedding = self.model(images).embedding
         # directly, not by cdist: its expanded form loses digits close to a centroid
         distances = torch.linalg.vector_norm(embedding[:, None] - self.centroids, dim=2)
-        cluster = distances.argmin(dim=1)
         thumbnails = self.rows @ images @ self.columns.T  # (B, C, h, w)
         pixels = thumbnails.permute(0, 2, 3, 1).flatten(1)
-        deviation = torch.cat([embedding, pixels], dim=1) - self.typical[cluster]
+        description = torch.cat([embedding, pixels], dim=1)
+        farness = distances
+        if self.is_of_manifold:
+            deviations = description[:, None] - self.typical  # (B, K, M)
+            farness = torch.linalg.vector_norm(deviations @ self.whitening, dim=2)
+        cluster = farness.argmin(dim=1)
+        deviation = description - self.typical[cluster]
         atypicality = torch.linalg.vector_norm(deviation @ self.whitening, dim=1)
         return {
             "embedding": embedding,

@@ -80,9 +80,13 @@ def load_safetensors(path, description):
         if description["embedding_has_length_1"]:
             embedding = functional.normalize(embedding, dim=1)
         distances = torch.linalg.vector_norm(embedding[:, None] - tensors["centroids"], dim=2)
-        cluster = distances.argmin(dim=1)
         thumbnails = tensors["rows"] @ images @ tensors["columns"].T
         found = torch.cat([embedding, thumbnails.permute(0, 2, 3, 1).flatten(1)], dim=1)
+        farness = distances
+        if description["clusters_are_of_a_manifold"]:  # then an image goes where it is most typical
+            deviations = (found[:, None] - tensors["typical"]) @ tensors["whitening"]
+            farness = torch.linalg.vector_norm(deviations, dim=2)
+        cluster = farness.argmin(dim=1)
         deviation = (found - tensors["typical"][cluster]) @ tensors["whitening"]
         atypicality = torch.linalg.vector_norm(deviation, dim=1)
         return {
