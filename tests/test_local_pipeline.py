@@ -247,6 +247,21 @@ def test_the_pipeline_gives_the_same_bytes_as_one_process(
         assert (first.output / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+def test_without_labels_the_pipeline_gives_the_same_bytes_too(
+    project: Project, tmp_path: Path
+) -> None:
+    overrides = (
+        "data.labels=none",
+        "pretraining.self_supervised.epochs=1",
+        "convergence.max_rounds=1",
+    )
+    run = project.run("unlabelled", *overrides)
+    assert run.code == 0, run.errors
+    expected = in_one_process(project.directory, tmp_path, *overrides)
+    for name in RESULTS:
+        assert (run.output / name).read_bytes() == (expected / name).read_bytes(), name
+
+
 def test_two_runs_with_little_room_end_as_one_with_room_for_all(
     project: Project, first: Run
 ) -> None:
