@@ -1,6 +1,7 @@
 """The README's result table: several seeds, the control without the clustering loss, the floor.
 
     python benchmarks/seeds.py --seeds 5 --output outputs/seeds
+    python benchmarks/seeds.py --first 10 --output outputs/unlabelled -S data.labels=none
 
 For every seed: pixel k-means, the initial training alone (round 0), the method, and the method
 with gamma = 0 for the same number of rounds from the same round 0. The control has the same
@@ -11,6 +12,7 @@ itself brings. All scores are on held-out images, which are the same for all see
 import argparse
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ def run_control(dataset: Path, start: Path, params: Params, *, rounds: int, work
 def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, Any]:
     """Scores of every method for one seed, and how the rounds ended."""
     shared = {"dataset": dataset, "compute": params.compute, "seed": params.seed}
+    started = time.process_time()
     steps.pretrain(
         model=params.model, pretraining=params.pretraining, output=work / "pretrained", **shared
     )
@@ -70,6 +73,7 @@ def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, Any]:
         output=work / "rounds",
         **shared,
     )
+    cpu_seconds = time.process_time() - started
     first, best = (
         RoundPaths.in_directory(work / "rounds" / f"{number:02d}").clustering
         for number in (0, history.best_round)
@@ -86,6 +90,7 @@ def run_seed(dataset: Path, params: Params, work: Path) -> dict[str, Any]:
         "nmi": dict(zip(METHODS, [pixels["test"].nmi, *(s.test.nmi for s in scores)], strict=True)),
         "inertia": dict(zip(METHODS[1:], (s.inertia for s in scores), strict=True)),
         "silhouette": dict(zip(METHODS[1:], (s.silhouette for s in scores), strict=True)),
+        "cpu_seconds": cpu_seconds,
         "rounds": history.current.round,
         "stop_reason": history.verdict,
     }
@@ -103,15 +108,17 @@ def print_table(rows: list[dict[str, Any]], score: str, title: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("-S", "--set", action="append", default=[], metavar="KNOB=VALUE")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    params = Params.load(options.params)
+    params = Params.load(options.params, options.set)
     dataset = options.output / "dataset"
     steps.prepare(data=params.data, output=dataset)
     rows = []
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         work = options.output / str(seed)
         rows.append(run_seed(dataset, params.model_copy(update={"seed": seed}), work))
         print(json.dumps(rows[-1]), flush=True)
@@ -122,6 +129,7 @@ def main() -> None:
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     print(f"\npaired gain of the clustering loss in test NMI: {gain.mean():+.3f} +- {error:.3f}")
     print(f"stopped by: {[row['stop_reason'] for row in rows]}")
+    print(f"CPU seconds of a run: {[round(row['cpu_seconds']) for row in rows]}")
 
 
 if __name__ == "__main__":
