@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import toys
+from click.testing import CliRunner
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from toys import COMPUTE
 
 from vitdc import artifacts, num_clusters, steps
 from vitdc.artifacts import Clustering, Evaluation
+from vitdc.cli import cli
 from vitdc.config import ClusteringConfig, Params
 from vitdc.errors import InputError
 from vitdc.num_clusters import Trial, judge, suggest
@@ -43,7 +46,7 @@ def test_the_number_of_blobs_is_found(num_blobs: int) -> None:
     assert found.best.num_clusters == num_blobs
     assert found.smallest < num_blobs < found.largest
     assert str(num_blobs) in str(found)
-    assert f"{found.smallest} to {found.largest} clusters are plausible" in str(found)
+    assert f"{found.smallest} to {found.largest} clusters are plausible, judging by" in str(found)
 
 
 def test_the_scores_are_those_of_scikit_learn() -> None:
@@ -121,7 +124,7 @@ def test_a_range_wider_than_the_images_is_tried_as_far_as_they_go() -> None:
     found = suggest(blobs(3, per_blob=4), ClusteringConfig(k_range=(2, 500)), seed=0)
     assert [trial.num_clusters for trial in found.trials] == list(range(2, 10))
     assert found.best.num_clusters == 3
-    assert "of 2 to 9" in str(found)
+    assert "12 images: of 2 to 9, 3 have the highest silhouette" in str(found)
 
 
 @pytest.mark.parametrize("points", [np.ones((40, 3)), np.eye(2), np.repeat(np.eye(2), 9, axis=0)])
@@ -196,7 +199,7 @@ def test_the_log_says_the_number_and_the_reason(
         steps.cluster(**shared, embeddings=first.embeddings, clustering=AUTO, output=tmp_path / "0")
     number = Clustering.load(first.clustering).config["num_clusters"]
     assert f"cluster: num_clusters {number}, because " in caplog.text
-    assert f" clusters are plausible; {number} have the highest silhouette" in caplog.text
+    assert f" to 8, {number} have the highest silhouette" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="vitdc"):
         steps.cluster(
@@ -227,3 +230,49 @@ def test_with_partial_labels_there_are_no_fewer_clusters_than_classes(tmp_path: 
     )
     assert 3 <= found.config["num_clusters"] <= 8
     assert len(found.centroids) == found.config["num_clusters"]
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def suggest_k(*arguments: object) -> Any:
+    return CliRunner().invoke(cli, ["suggest-k", *map(str, arguments)])
+
+
+def test_the_command_shows_what_the_run_chose_from(auto_run: toys.ToyRun, tmp_path: Path) -> None:
+    places = ("--dataset", auto_run.dataset, "--rounds", auto_run.rounds)
+    chart = tmp_path / "new" / "k.png"
+    result = suggest_k(auto_run.results, *places, "--output", chart)
+    assert result.exception is None, result.output
+    heading, *lines = result.output.splitlines()
+    assert heading == "clusters  silhouette  stability"
+    assert [int(line.split()[0]) for line in lines[:7]] == [2, 3, 4, 5, 6, 7, 8]
+    number = Clustering.load(auto_run.paths(0).clustering).config["num_clusters"]
+    assert [line.split()[0] for line in lines[:7] if line.endswith(" best")] == [str(number)]
+    assert f"of 2 to 8, {number} have the highest silhouette" in result.output
+    assert f"{auto_run.results} has {number}." in result.output
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_takes_another_range_and_runs_with_a_number(toy_run: toys.ToyRun) -> None:
+    places = ("--dataset", toy_run.dataset, "--rounds", toy_run.rounds)
+    result = suggest_k(toy_run.results, *places, "--k-range", 3, 5)
+    assert result.exception is None, result.output
+    assert [line.split()[0] for line in result.output.splitlines()[1:4]] == ["3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--k-range", 9, 3), r"--k-range: k_range: the smaller number comes first"),
+        (("--output", "chart.html"), r"--output chart.html: the chart is a PNG"),
+        (("--rounds", "nowhere"), r"nowhere: no finished rounds here"),
+    ],
+)
+def test_a_wrong_argument_shows_the_way_out(
+    toy_run: toys.ToyRun, arguments: tuple[object, ...], message: str
+) -> None:
+    places = ("--dataset", toy_run.dataset, "--rounds", toy_run.rounds)
+    error = suggest_k(toy_run.results, *places, *arguments).exception
+    assert isinstance(error, InputError)
+    assert re.match(message, str(error))

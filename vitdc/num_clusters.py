@@ -67,14 +67,13 @@ class Suggestion(NamedTuple):
 
     def __str__(self) -> str:
         number, silhouette, stability = self.best
-        sentence = (
-            f"{self.smallest} to {self.largest} clusters are plausible; {number} have the highest"
-            f" silhouette ({silhouette:.3f}) of {self.trials[0].num_clusters} to"
-            f" {self.trials[-1].num_clusters}"
+        tried = f"{self.trials[0].num_clusters} to {self.trials[-1].num_clusters}"
+        agreement = "agree" if stability >= STABLE else "do not even agree"
+        return (
+            f"{self.smallest} to {self.largest} clusters are plausible, judging by"
+            f" {self.num_points} images: of {tried}, {number} have the highest silhouette"
+            f" ({silhouette:.3f}), and samples {agreement} on them (ARI {stability:.2f})"
         )
-        if stability >= STABLE:
-            return f"{sentence}, and samples agree on them (ARI {stability:.2f})"
-        return f"{sentence}, but samples do not even agree on them (ARI {stability:.2f})"
 
 
 def suggest(
