@@ -115,6 +115,7 @@ def test_the_answer_is_never_only_a_point(best: int) -> None:
     found = judge(trials(*scores), num_points=9)
     assert found.best.num_clusters == best + 2
     assert found.smallest < found.largest
+    assert ("is an end of clustering.k_range" in str(found)) == (best != 1)
 
 
 # --- what cannot be ----------------------------------------------------------------------------

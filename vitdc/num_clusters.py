@@ -69,10 +69,12 @@ class Suggestion(NamedTuple):
         number, silhouette, stability = self.best
         tried = f"{self.trials[0].num_clusters} to {self.trials[-1].num_clusters}"
         agreement = "agree" if stability >= STABLE else "do not even agree"
+        is_end = self.best in (self.trials[0], self.trials[-1])
+        hint = f"; {number} is an end of clustering.k_range, so try another range" if is_end else ""
         return (
             f"{self.smallest} to {self.largest} clusters are plausible, judging by"
             f" {self.num_points} images: of {tried}, {number} have the highest silhouette"
-            f" ({silhouette:.3f}), and samples {agreement} on them (ARI {stability:.2f})"
+            f" ({silhouette:.3f}), and samples {agreement} on them (ARI {stability:.2f}){hint}"
         )
 
 

@@ -69,6 +69,9 @@ def command(
     range, because images do not say what counts as a kind: two alike may be one. Look at
     the clusters of a number or two before you decide. More than 5,000 images are sampled.
 
+    Two or three clusters may be a coarse split, such as indoors and outdoors. Let the range begin
+    higher to look past it: --k-range 4 20.
+
     \b
     vitdc suggest-k outputs/mine/results --output k.png
     vitdc run --output outputs/more -S clustering.num_clusters=12     # with a number of your own
