@@ -16,6 +16,8 @@ from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 from vitdc import metrics
 from vitdc.artifacts import Dataset
@@ -197,8 +199,6 @@ def _clusters(
     if own is not None:
         few = {"num_restarts": NUM_RESTARTS, "max_points_per_centroid": None}
         return kmeans(points, config.model_copy(update=few), seed=seed, own=own).assignment
-    from sklearn.cluster import KMeans
-
     search = KMeans(config.resolved_num_clusters, n_init=NUM_RESTARTS, random_state=seed)
     found: np.ndarray = search.fit_predict(points.astype(np.float64))
     return found
@@ -208,7 +208,5 @@ def _agreement(
     rows: np.ndarray, clusters: np.ndarray, other_rows: np.ndarray, other_clusters: np.ndarray
 ) -> float:
     """ARI of the clusters of two samples, on the points in both."""
-    from sklearn.metrics import adjusted_rand_score
-
     _, here, there = np.intersect1d(rows, other_rows, assume_unique=True, return_indices=True)
     return float(adjusted_rand_score(clusters[here], other_clusters[there]))

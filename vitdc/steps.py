@@ -312,7 +312,9 @@ def cluster(
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)
         layout = unfold(points, clustering, seed=stream) if space.name == "manifold" else points
-        clustering = _resolve_num_clusters(clustering, layout, images, before, seed=seed)
+        clustering = _resolve_num_clusters(
+            clustering, layout, images, before, num_threads=compute.num_threads, seed=seed
+        )
         num_clusters = clustering.resolved_num_clusters
         if space.name == "manifold":
             previous_assignment = before.train.assignment if before else None
@@ -785,6 +787,7 @@ def _resolve_num_clusters(
     images: Dataset,
     before: Clustering | None,
     *,
+    num_threads: int,
     seed: int,
 ) -> ClusteringConfig:
     """The section with a number: what it says, else that of the round before, else one found."""
@@ -792,9 +795,11 @@ def _resolve_num_clusters(
         return clustering
     if before:
         return clustering.model_copy(update={"num_clusters": len(before.centroids)})
-    from vitdc.num_clusters import suggest_for
+    from vitdc.device import limited_threads
+    from vitdc.num_clusters import suggest_for  # and with it scikit-learn, which has own threads
 
-    found = suggest_for(layout, clustering, images, seed=seed)
+    with limited_threads(num_threads):
+        found = suggest_for(layout, clustering, images, seed=seed)
     logger.info("cluster: num_clusters %d, because %s", found.best.num_clusters, found)
     return clustering.model_copy(update={"num_clusters": found.best.num_clusters})
 
