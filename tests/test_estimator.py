@@ -644,6 +644,13 @@ def test_the_results_of_the_command_line_are_loaded(toy_run: toys.ToyRun) -> Non
     np.testing.assert_array_equal(alone.labels_, model.labels_[: len(train)])
 
 
+def test_the_number_of_clusters_may_be_found() -> None:
+    model = quick(num_clusters="auto").fit(IMAGES, LABELS)
+    assert model.get_params()["num_clusters"] == "auto"
+    assert 2 <= len(model.cluster_centers_) <= 20
+    assert model.labels_.max() < len(model.cluster_centers_)
+
+
 def test_what_is_no_model_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model here"):
         DeepClustering.load(tmp_path)

@@ -15,7 +15,7 @@ from toys import COMPUTE
 
 from vitdc import steps
 from vitdc.artifacts import Clustering, Dataset, Embeddings, Supervision
-from vitdc.clustering import kmeans, means
+from vitdc.clustering import KMeans, kmeans, means
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
 from vitdc.manifold import choose_space, find_on_manifold, mixture, unfold
@@ -28,6 +28,14 @@ def config(num_clusters: int = 2, **values: Any) -> ClusteringConfig:
     return ClusteringConfig(num_clusters=num_clusters, **values)
 
 
+def laid_out_and_found(
+    points: np.ndarray, config: ClusteringConfig, *, seed: int = 0, **known: Any
+) -> tuple[np.ndarray, KMeans]:
+    """The layout of points and the clusters in it."""
+    layout = unfold(points, config, seed=seed)
+    return layout, find_on_manifold(points, layout, config, seed=seed, **known)
+
+
 def moons(per_moon: int = 30) -> tuple[np.ndarray, np.ndarray]:
     """Two interleaved half circles (N, 2), and the half circle of every point."""
     angle = np.linspace(0, np.pi, per_moon)
@@ -38,7 +46,7 @@ def moons(per_moon: int = 30) -> tuple[np.ndarray, np.ndarray]:
 
 def test_shapes_are_found_that_k_means_cuts_apart() -> None:
     points, labels = moons()
-    layout, found = find_on_manifold(points, config(), seed=0)
+    layout, found = laid_out_and_found(points, config())
     assert layout.shape == (60, 2)
     assert adjusted_rand_score(labels, found.assignment) == 1
     assert adjusted_rand_score(labels, kmeans(points, config(), seed=0).assignment) < 0.5
@@ -49,7 +57,7 @@ def test_shapes_are_found_that_k_means_cuts_apart() -> None:
 def test_the_same_seed_gives_the_same_bytes() -> None:
     points, _ = moons()
     (layout, found), (other_layout, other) = (
-        find_on_manifold(points, config(), seed=2**32 - 1) for _ in range(2)
+        laid_out_and_found(points, config(), seed=2**32 - 1) for _ in range(2)
     )
     assert layout.tobytes() == other_layout.tobytes()
     assert found.centroids.tobytes() == other.centroids.tobytes()
@@ -60,7 +68,7 @@ def test_known_points_stay_in_their_clusters() -> None:
     points, labels = moons()
     own = np.where(np.arange(60) % 15 == 0, 1 - labels, -1)
     for before in (None, 1 - labels):
-        found = find_on_manifold(points, config(), seed=0, own=own, previous=before)[1]
+        _, found = laid_out_and_found(points, config(), own=own, previous=before)
         np.testing.assert_array_equal(found.assignment, 1 - labels)
 
 
@@ -68,7 +76,7 @@ def test_known_points_stay_in_their_clusters() -> None:
 def test_few_points_are_clustered_too(num_points: int) -> None:
     points = np.random.default_rng(0).normal(size=(num_points, 5)).astype(np.float32)
     for num_clusters in {1, num_points}:
-        layout, found = find_on_manifold(points, config(num_clusters), seed=0)
+        layout, found = laid_out_and_found(points, config(num_clusters))
         assert len(layout) == num_points
         assert found.centroids.shape == (num_clusters, 5)
         assert np.isfinite(found.centroids).all()
@@ -76,13 +84,13 @@ def test_few_points_are_clustered_too(num_points: int) -> None:
 
 
 def test_equal_points_are_clustered_too() -> None:
-    found = find_on_manifold(np.ones((20, 3), np.float32), config(3), seed=0)[1]
+    _, found = laid_out_and_found(np.ones((20, 3), np.float32), config(3))
     np.testing.assert_allclose(found.centroids, 1)
 
 
 def test_more_clusters_than_points_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"num_clusters: 5 .* 4 images; at most 4"):
-        find_on_manifold(np.eye(4, dtype=np.float32), config(5), seed=0)
+        laid_out_and_found(np.eye(4, dtype=np.float32), config(5))
 
 
 def test_the_mixture_is_that_of_the_blobs() -> None:

@@ -73,9 +73,9 @@ def check_enough(points: np.ndarray, config: ClusteringConfig) -> None:
     Raises:
         InputError: Says how many are possible.
     """
-    if config.num_clusters > len(points):
+    if config.resolved_num_clusters > len(points):
         raise InputError(
-            f"clustering.num_clusters: {config.num_clusters} clusters cannot be made of"
+            f"clustering.num_clusters: {config.resolved_num_clusters} clusters cannot be made of"
             f" {len(points)} images; at most {len(points)} are possible"
         )
 
@@ -88,10 +88,10 @@ def _sample(
     Points with a cluster of their own are always among them.
     """
     per_centroid = config.max_points_per_centroid
-    if per_centroid is None or per_centroid * config.num_clusters >= num_points:
+    if per_centroid is None or per_centroid * config.resolved_num_clusters >= num_points:
         return slice(None)
     generator = np.random.default_rng(seed)
-    rows = generator.choice(num_points, per_centroid * config.num_clusters, replace=False)
+    rows = generator.choice(num_points, per_centroid * config.resolved_num_clusters, replace=False)
     return np.sort(rows) if own is None else np.union1d(rows, np.flatnonzero(own >= 0))
 
 
@@ -108,7 +108,7 @@ def _search(
         return _lloyd(points, config, seed=seed, initial=initial)
     generator = np.random.default_rng(seed)
     starts = (
-        _seeded_start(points, own, config.num_clusters, generator)
+        _seeded_start(points, own, config.resolved_num_clusters, generator)
         for _ in range(config.num_restarts)
     )
     found = [
@@ -180,7 +180,7 @@ def _lloyd(
 ) -> np.ndarray:
     trainer = faiss.Kmeans(
         points.shape[1],
-        config.num_clusters,
+        config.resolved_num_clusters,
         niter=config.num_iterations,
         nredo=config.num_restarts if initial is None else 1,
         seed=seed % 2**31,

@@ -43,6 +43,7 @@ NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Number, Field(ge=0, lt=1)]
 Share = Annotated[float, Number, Field(gt=0, le=1)]
+SeveralClusters = Annotated[int, Number, Field(ge=2)]
 
 
 DVC = "dvc"  # as data.source
@@ -291,8 +292,12 @@ class JointConfig(TargetTrainingConfig):
 class ClusteringConfig(Section):
     """k-means on the training embeddings (faiss), or a Gaussian mixture on a manifold of them."""
 
-    num_clusters: PositiveInt = 10
-    """Number k of clusters."""
+    num_clusters: PositiveInt | Literal["auto"] = 10
+    """Number k of clusters. `auto` lets round 0 choose it out of `k_range`, without labels, by the
+    silhouette and by how well samples of the images agree; later rounds keep it. `vitdc suggest-k`
+    shows what it chooses from."""
+    k_range: tuple[SeveralClusters, SeveralClusters] = (2, 20)
+    """Smallest and largest number of clusters that `num_clusters: auto` tries."""
     space: Literal["auto", "embedding", "manifold"] = "auto"
     """Where the clusters of the training images are found: by k-means in the `embedding`, or on a
     `manifold` of it by UMAP and a Gaussian mixture. `auto` takes the manifold where no label is
@@ -312,6 +317,19 @@ class ClusteringConfig(Section):
     silhouette_samples: NonNegativeInt = 1000
     """Embeddings the silhouette is estimated on; 0 leaves it out."""
 
+    @field_validator("k_range")
+    @classmethod
+    def _is_a_range(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] >= value[1]:
+            raise ValueError("the smaller number comes first, e.g. [2, 20]")
+        return value
+
+    @property
+    def resolved_num_clusters(self) -> int:
+        """`num_clusters`, where `auto` has become a number."""
+        assert self.num_clusters != "auto", "the step `cluster` resolves it"
+        return self.num_clusters
+
     def check_fit(self, *, num_images: int, num_classes: int) -> None:
         """Refuse a number of clusters that the images cannot have, before anything is trained.
 
@@ -327,6 +345,9 @@ class ClusteringConfig(Section):
                 f"{num_images} training image: clustering compares images, so it needs at least 2;"
                 " add images, or hold fewer out (data.test_fraction)"
             )
+        if self.num_clusters == "auto":
+            self._check_range(num_images, num_classes)
+            return
         if self.num_clusters > num_images:
             raise InputError(
                 f"clustering.num_clusters: {self.num_clusters} clusters cannot be made of"
@@ -338,6 +359,20 @@ class ClusteringConfig(Section):
                 f"clustering.num_clusters: {self.num_clusters} clusters, but the labels, which"
                 f" are partial, name {num_classes} classes, and each has a cluster of its"
                 f" own; take {num_classes} or more, or data.labels=none"
+            )
+
+    def _check_range(self, num_images: int, num_classes: int) -> None:
+        smallest, largest = self.k_range
+        if num_classes >= largest:
+            raise InputError(
+                f"clustering.k_range: [{smallest}, {largest}], but the labels, which are partial,"
+                f" name {num_classes} classes, and each has a cluster of its own; let it end beyond"
+                f" {num_classes}, or take data.labels=none"
+            )
+        if max(smallest, num_classes) >= num_images:
+            raise InputError(
+                f"clustering.num_clusters: auto cannot try {max(smallest, num_classes)} clusters"
+                f" of {num_images} training images; add images, or take a number"
             )
 
 

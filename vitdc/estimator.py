@@ -18,7 +18,7 @@ from functools import wraps
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ class DeepClustering(
 
     def __init__(
         self,
-        num_clusters: int | None = None,
+        num_clusters: int | Literal["auto"] | None = None,
         *,
         gamma: float | None = None,
         epsilon: float | None = None,

@@ -135,7 +135,7 @@ def score_pixels(
         name: dataset.split(name).images.reshape(len(dataset.split(name)), num_values)
         for name in SPLITS
     }
-    affordable = PIXEL_BYTES // (4 * flat["train"].shape[1] * config.num_clusters)
+    affordable = PIXEL_BYTES // (4 * flat["train"].shape[1] * config.resolved_num_clusters)
     limit = min(config.max_points_per_centroid or affordable, affordable)
     config = config.model_copy(update={"max_points_per_centroid": max(1, limit)})
     centroids = kmeans(flat["train"], config, seed=seed).centroids

@@ -52,39 +52,42 @@ def choose_space(
 
 def find_on_manifold(
     points: np.ndarray,
+    layout: np.ndarray,
     config: ClusteringConfig,
     *,
     seed: int,
     own: np.ndarray | None = None,
     previous: np.ndarray | None = None,
-) -> tuple[np.ndarray, KMeans]:
+) -> KMeans:
     """Cluster `points` on a manifold of them.
 
     Args:
         points: (N, D) float32.
+        layout: (N, d) float32, what `unfold` made of them.
         config: The `clustering` section.
-        seed: Of UMAP and of the random starts.
+        seed: Of the random starts.
         own: (N,) int64: the cluster that a point stays in, -1 for those that are free. A mixture
             could not keep to it, so seeded k-means finds the clusters then.
         previous: (N,) clusters of the round before, for k-means to start from.
 
     Returns:
-        The manifold (N, d), and the clusters, whose centroids (K, D) are the means of their points.
+        The clusters, whose centroids (K, D) are the means of their `points`.
 
     Raises:
         InputError: There are more clusters than points.
     """
     check_enough(points, config)
-    layout = unfold(points, config, seed=seed)
     if own is None:
         assignment = mixture(layout, config, seed=seed)
     else:
         initial = (
-            None if previous is None else means(layout, previous, num_clusters=config.num_clusters)
+            None
+            if previous is None
+            else means(layout, previous, num_clusters=config.resolved_num_clusters)
         )
         assignment = kmeans(layout, config, seed=seed, initial=initial, own=own).assignment
-    centroids = means(points, assignment, num_clusters=config.num_clusters)
-    return layout, KMeans(centroids, assignment)
+    centroids = means(points, assignment, num_clusters=config.resolved_num_clusters)
+    return KMeans(centroids, assignment)
 
 
 def unfold(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.ndarray:
@@ -139,12 +142,12 @@ def mixture(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.nd
     Returns:
         (N,) int64.
     """
-    if config.num_clusters == 1:  # scikit-learn takes no single point
+    if config.resolved_num_clusters == 1:  # scikit-learn takes no single point
         return np.zeros(len(points), np.int64)
     from sklearn.mixture import GaussianMixture
 
     found = GaussianMixture(
-        config.num_clusters,
+        config.resolved_num_clusters,
         n_init=config.num_restarts,
         reg_covar=VARIANCE,
         random_state=seed,

@@ -304,7 +304,8 @@ def cluster(
     test images go to the cluster that they are most typical of.
 
     Where some labels may be trained on and others are unknown, the first clusters are the classes,
-    and the images with a known label stay in theirs; these do not score.
+    and the images with a known label stay in theirs; these do not score. An automatic number of
+    clusters is found in round 0; later rounds have that of the round before.
 
     Args:
         dataset: Directory of the Dataset; labels are for the scores, and partial ones for the
@@ -322,7 +323,7 @@ def cluster(
     from vitdc import metrics
     from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
-    from vitdc.manifold import choose_space, find_on_manifold
+    from vitdc.manifold import choose_space, find_on_manifold, unfold
     from vitdc.seeding import derive_seed
     from vitdc.typicality import atypicality, fit, leave_one_out, most_typical
 
@@ -333,6 +334,13 @@ def cluster(
     if before and previous:
         _check_same_images(images, dataset, before, previous)
         _check_num_clusters(before, previous, clustering)
+    made_by = _made_by(
+        "cluster",
+        [dataset, embeddings, *([previous] if previous else [])],
+        clustering,
+        compute,
+        seed=seed,
+    )
     clustering.check_fit(num_images=len(images.train), num_classes=images.num_own_clusters)
     points = np.ascontiguousarray(embedded.train.embedding)
     if not np.isfinite(points).all():
@@ -345,23 +353,23 @@ def cluster(
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)
+        layout = unfold(points, clustering, seed=stream) if space.name == "manifold" else points
+        clustering = _resolve_num_clusters(
+            clustering, layout, images, before, num_threads=compute.num_threads, seed=seed
+        )
+        num_clusters = clustering.resolved_num_clusters
         if space.name == "manifold":
             previous_assignment = before.train.assignment if before else None
-            layout, found = find_on_manifold(
-                points, clustering, seed=stream, own=own, previous=previous_assignment
+            found = find_on_manifold(
+                points, layout, clustering, seed=stream, own=own, previous=previous_assignment
             )
         else:
             initial = before.centroids if before else None
             found = kmeans(points, clustering, seed=stream, initial=initial, own=own)
-            layout = points
         if before and own is None:
-            ids = match_ids(
-                before.train.assignment, found.assignment, num_clusters=clustering.num_clusters
-            )
+            ids = match_ids(before.train.assignment, found.assignment, num_clusters=num_clusters)
             found = relabel(found, ids)
-        typicality = fit(
-            points, images.train.images, found.assignment, num_clusters=clustering.num_clusters
-        )
+        typicality = fit(points, images.train.images, found.assignment, num_clusters=num_clusters)
         test = embedded.test.embedding
         own_test = None
         if space.name == "manifold":
@@ -402,16 +410,7 @@ def cluster(
         scores=scores,
         config={**clustering.model_dump(), "space": space.name},
         typicality=typicality,
-    ).save(
-        output,
-        _made_by(
-            "cluster",
-            [dataset, embeddings, *([previous] if previous else [])],
-            clustering,
-            compute,
-            seed=seed,
-        ),
-    )
+    ).save(output, made_by)
     return Clustering.load(output)
 
 
@@ -828,8 +827,31 @@ def _check_same_images(
         )
 
 
+def _resolve_num_clusters(
+    clustering: ClusteringConfig,
+    layout: np.ndarray,
+    images: Dataset,
+    before: Clustering | None,
+    *,
+    num_threads: int,
+    seed: int,
+) -> ClusteringConfig:
+    """The section with a number: what it says, else that of the round before, else one found."""
+    if clustering.num_clusters != "auto":
+        return clustering
+    if before:
+        return clustering.model_copy(update={"num_clusters": len(before.centroids)})
+    from vitdc.device import limited_threads
+    from vitdc.num_clusters import suggest_for  # and with it scikit-learn, which has own threads
+
+    with limited_threads(num_threads):
+        found = suggest_for(layout, clustering, images, seed=seed)
+    logger.info("cluster: num_clusters %d, because %s", found.best.num_clusters, found)
+    return clustering.model_copy(update={"num_clusters": found.best.num_clusters})
+
+
 def _check_num_clusters(before: Clustering, previous: Path, clustering: ClusteringConfig) -> None:
-    if len(before.centroids) != clustering.num_clusters:
+    if clustering.num_clusters not in ("auto", len(before.centroids)):
         raise InputError(
             f"clustering.num_clusters: {clustering.num_clusters}, but {previous} has"
             f" {len(before.centroids)} clusters, and their number stays the same over the rounds"

@@ -5,7 +5,7 @@ one-line descriptions stand here again (a test holds them to the docstrings).
 
 steps       the commands of the steps
 options     what several commands share
-NAME        the command NAME, for all others, as `command`
+NAME        the command NAME, for all others, as `command`; suggest-k is suggest_k
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ COMMANDS = {
     " seeds.",
     "explore": "Look through the clusters of a results directory in the browser, name and correct"
     " them.",
+    "suggest-k": "Say how many clusters the images of a run plausibly have.",
     "predict": "Find the clusters of new images with the model of a run.",
     "export": "Write a model as ONNX, as a torch.export archive or as safetensors.",
     "promote": "Make a model the champion if it is better than the present one.",
     "track": "Show what MLflow has not taken yet, or deliver it.",
     "params": "Explain every parameter of params.yaml, or of one SECTION, with its default.",
 }
-# each in a module of its name
+# each in a module of its name, with _ for -
 OTHERS = (
-    *("run", "summary", "compare", "explore", "predict", "export"),
+    *("run", "summary", "compare", "explore", "suggest-k", "predict", "export"),
     *("promote", "track", "params"),
 )
 
@@ -56,7 +57,7 @@ OTHERS = (
 def find_command(name: str) -> click.Command:
     """The subcommand of that name, built or imported when it is needed."""
     if name in OTHERS:
-        command: click.Command = import_module(f"vitdc.cli.{name}").command
+        command: click.Command = import_module(f"vitdc.cli.{name.replace('-', '_')}").command
         return command
     from vitdc.cli.steps import step_command
 

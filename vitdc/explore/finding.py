@@ -19,6 +19,7 @@ class FinishedRun:
         evaluation: The results.
         dataset: The images they are about.
         embeddings: Of the best round.
+        first_embeddings: Of round 0, which was trained against no clusters.
         clusterings: Of every round, round 0 first.
         best_round: The round that is the result.
         dataset_digest: Names the images, for caches.
@@ -29,6 +30,7 @@ class FinishedRun:
     evaluation: Evaluation
     dataset: Dataset
     embeddings: Embeddings
+    first_embeddings: Embeddings
     clusterings: list[Clustering]
     best_round: int
     dataset_digest: str
@@ -83,6 +85,7 @@ def find_run(results: Path, *, dataset: Path | None, rounds: Path | None) -> Fin
         evaluation=evaluation,
         dataset=Dataset.load(dataset),
         embeddings=Embeddings.load(paths[best].embeddings),
+        first_embeddings=Embeddings.load(paths[0].embeddings),
         clusterings=[Clustering.load(path.clustering) for path in paths],
         best_round=best,
         dataset_digest=artifacts.digest(dataset),

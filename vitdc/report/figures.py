@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vitdc.num_clusters import Suggestion
+
 # Distinct for everybody (Okabe and Ito); only what is wrong is ever vermilion.
 BLUE, SKY, AMBER, GREEN, WRONG = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00"
 INK, MUTED, LINE, PAPER = "#1b1f24", "#5b636e", "#d9dde3", "#ffffff"
@@ -240,12 +242,15 @@ def round_axis(axes: Axes, last: int, *, first: int) -> None:
 
 
 def _mark_best(axes: Axes, data: ReportData) -> None:
-    """Shade the best round; drawn first, so that it lies behind."""
-    best = data.best_round
-    axes.axvspan(best - 0.42, best + 0.42, color=GREEN, alpha=0.13, linewidth=0)
+    _shade_span(axes, data.best_round, data.best_round, "best")
+
+
+def _shade_span(axes: Axes, first: int, last: int, text: str) -> None:
+    """Shade some positions and name them on top; drawn first, so that it lies behind."""
+    axes.axvspan(first - 0.42, last + 0.42, color=GREEN, alpha=0.13, linewidth=0)
     axes.annotate(
-        "best",
-        (best, 1.0),
+        text,
+        ((first + last) / 2, 1.0),
         xycoords=axes.get_xaxis_transform(),
         xytext=(0, 4),
         textcoords="offset points",
@@ -293,6 +298,25 @@ def _plain_log_ticks(axes: Axes, *, smallest: float) -> None:
 
 def _signed(value: float) -> str:
     return f"{value:.3f}".replace("-", "\u2212")
+
+
+def draw_num_clusters(suggestion: Suggestion) -> Figure:
+    """Silhouette and stability against the number of clusters; the plausible ones are shaded."""
+    figure, axes = empty_figure(4.8, 3.3)
+    smallest, largest = suggestion.smallest, suggestion.largest
+    _shade_span(axes, smallest, largest, f"{smallest} to {largest}")
+    numbers = [trial.num_clusters for trial in suggestion.trials]
+    ends = []
+    for name, color, marker in (("stability", SKY, "s"), ("silhouette", BLUE, "o")):
+        y = [getattr(trial, name) for trial in suggestion.trials]
+        axes.plot(numbers, y, color=color, marker=marker, markersize=4, linewidth=2.2)
+        ends.append((y[-1], name))
+    best = suggestion.best
+    axes.plot(best.num_clusters, best.silhouette, marker="o", color=GREEN, markersize=9)
+    _label_ends(axes, ends, x=numbers[-1])
+    round_axis(axes, numbers[-1], first=numbers[0])
+    axes.set_xlabel("number of clusters")
+    return figure
 
 
 # --- Confusion ---------------------------------------------------------------------------------
