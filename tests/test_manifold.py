@@ -18,7 +18,7 @@ from vitdc.artifacts import Clustering, Dataset, Embeddings, Supervision
 from vitdc.clustering import KMeans, kmeans, means
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
-from vitdc.manifold import choose_space, find_on_manifold, mixture, unfold
+from vitdc.manifold import choose_space, find_on_manifold, mixture, most_agreed, unfold
 from vitdc.seeding import derive_seed
 from vitdc.typicality import most_typical
 
@@ -62,6 +62,19 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert layout.tobytes() == other_layout.tobytes()
     assert found.centroids.tobytes() == other.centroids.tobytes()
     assert found.assignment.tobytes() == other.assignment.tobytes()
+
+
+def test_the_layout_that_agrees_best_with_the_others_counts() -> None:
+    labels = np.repeat(np.arange(4), 5)
+    renamed, merged = (labels + 1) % 4, np.where(labels == 3, 2, labels)
+    merged[0] = 3
+    slightly_off = labels.copy()
+    slightly_off[-1] = 0
+    assert most_agreed([labels]) == (0, 1)
+    best, found = most_agreed([merged, labels, renamed])
+    assert best == 1
+    assert found == pytest.approx((1 + adjusted_rand_score(labels, merged)) / 2)
+    assert most_agreed([merged, slightly_off, labels])[0] == 2
 
 
 def test_known_points_stay_in_their_clusters() -> None:
@@ -166,9 +179,17 @@ def test_without_labels_the_step_clusters_on_the_manifold(
     images = Dataset.load(arguments["dataset"]).test.images
     expected = most_typical(found.typicality, np.asarray(test), images)
     np.testing.assert_array_equal(found.test.assignment, expected)
-    layout = unfold(z, config(3), seed=derive_seed(0, "cluster", 0))
-    expected = silhouette_score(layout, found.train.assignment)
+    stream = derive_seed(0, "cluster", 0)
+    seeds = [stream, *(derive_seed(stream, "layout", i) for i in (1, 2))]
+    layouts = [unfold(z, config(3), seed=seed) for seed in seeds]
+    candidates = [mixture(layout, config(3), seed=stream) for layout in layouts]
+    chosen, agreement = most_agreed(candidates)
+    np.testing.assert_array_equal(found.train.assignment, candidates[chosen])
+    expected = silhouette_score(layouts[chosen], found.train.assignment)
     assert found.scores.silhouette == pytest.approx(expected, abs=1e-5)
+    assert (
+        f"3 layouts of the manifold agree on the clusters with ARI {agreement:.2f}" in caplog.text
+    )
     again = steps.cluster(**arguments, clustering=config(3), output=tmp_path / "again")
     assert toys.contents(tmp_path / "again") == toys.contents(tmp_path / "clusters")
     assert again.config == Clustering.load(tmp_path / "clusters").config

@@ -307,6 +307,10 @@ class ClusteringConfig(Section):
     """Dimensions of the manifold."""
     manifold_neighbours: Annotated[int, Number, Field(ge=2)] = 30
     """Nearest embeddings that UMAP keeps together; few make many small islands, many blur them."""
+    manifold_layouts: PositiveInt = 3
+    """Layouts by UMAP, in round 0 only. The clusters of the one that agrees best with the others
+    count, because now and then one merges two clusters. Each takes as long as the first: 1 may do
+    for very many images."""
     num_iterations: PositiveInt = 50
     """Lloyd iterations per restart."""
     num_restarts: PositiveInt = 10

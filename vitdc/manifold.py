@@ -10,6 +10,7 @@ UMAP compiles itself with numba, which takes seconds, so it is imported when it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -88,6 +89,28 @@ def find_on_manifold(
         assignment = kmeans(layout, config, seed=seed, initial=initial, own=own).assignment
     centroids = means(points, assignment, num_clusters=config.resolved_num_clusters)
     return KMeans(centroids, assignment)
+
+
+def most_agreed(assignments: Sequence[np.ndarray]) -> tuple[int, float]:
+    """Which clustering agrees best with the others, the first of equals.
+
+    Now and then a layout puts two clusters side by side, and the mixture in it merges them. Without
+    labels only other layouts tell: the silhouette is higher there.
+
+    Args:
+        assignments: (N,) each: the clusters in different layouts.
+
+    Returns:
+        Its position, and the mean adjusted Rand index of it with the others; 1 if it is alone.
+    """
+    if len(assignments) == 1:
+        return 0, 1.0
+    from sklearn.metrics import adjusted_rand_score
+
+    agreement = np.array([[adjusted_rand_score(a, b) for b in assignments] for a in assignments])
+    means = (agreement.sum(axis=1) - 1) / (len(assignments) - 1)
+    best = int(means.argmax())
+    return best, float(means[best])
 
 
 def unfold(points: np.ndarray, config: ClusteringConfig, *, seed: int) -> np.ndarray:

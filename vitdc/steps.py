@@ -323,7 +323,7 @@ def cluster(
     from vitdc import metrics
     from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
-    from vitdc.manifold import choose_space, find_on_manifold, unfold
+    from vitdc.manifold import choose_space, find_on_manifold, most_agreed, unfold
     from vitdc.seeding import derive_seed
     from vitdc.typicality import atypicality, fit, leave_one_out, most_typical
 
@@ -353,18 +353,30 @@ def cluster(
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)
-        layout = unfold(points, clustering, seed=stream) if space.name == "manifold" else points
+        layouts = [points]
+        if space.name == "manifold":
+            num_layouts = 1 if before else clustering.manifold_layouts
+            seeds = [stream, *(derive_seed(stream, "layout", i) for i in range(1, num_layouts))]
+            layouts = [unfold(points, clustering, seed=each) for each in seeds]
         clustering = _resolve_num_clusters(
-            clustering, layout, images, before, num_threads=compute.num_threads, seed=seed
+            clustering, layouts[0], images, before, num_threads=compute.num_threads, seed=seed
         )
         num_clusters = clustering.resolved_num_clusters
         if space.name == "manifold":
             previous_assignment = before.train.assignment if before else None
-            found = find_on_manifold(
-                points, layout, clustering, seed=stream, own=own, previous=previous_assignment
-            )
+            candidates = [
+                find_on_manifold(
+                    points, each, clustering, seed=stream, own=own, previous=previous_assignment
+                )
+                for each in layouts
+            ]
+            chosen, agreement = most_agreed([each.assignment for each in candidates])
+            layout, found = layouts[chosen], candidates[chosen]
+            if len(layouts) > 1:
+                text = "cluster: %d layouts of the manifold agree on the clusters with ARI %.2f"
+                logger.info(text, len(layouts), agreement)
         else:
-            initial = before.centroids if before else None
+            layout, initial = points, before.centroids if before else None
             found = kmeans(points, clustering, seed=stream, initial=initial, own=own)
         if before and own is None:
             ids = match_ids(before.train.assignment, found.assignment, num_clusters=num_clusters)
