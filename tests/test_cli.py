@@ -343,3 +343,45 @@ def test_run_takes_the_method_from_the_images_to_the_report(
     first = contents(Path("here/results"))
     assert vitdc("run", "--output", "here", *small) == 0
     assert contents(Path("here/results")) == first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("clustering.num_clusters=4", "4 clusters cannot be made of 3 training images"),
+        ("model.patch_size=2", "into 12544 tokens, more than 4096; take 16"),
+        ("model.pretrained=weights.pth", "weights.pth is a pickle"),
+        ("data.labels=full", "3 of the 3 training images have no label"),
+    ],
+)
+def test_run_refuses_what_cannot_follow_before_it_decodes_an_image(
+    vitdc: Vitdc, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    for name in ("weights.pth", *(f"photos/{number}.jpg" for number in range(4))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("decoding this would be another error")
+    folder = ["-S", "data.source=folder", "-S", "data.root=photos", "-S", "data.image_size=224"]
+    assert vitdc("run", "--output", "here", *folder, "-S", change) == 2
+    assert message in refused(capsys)
+    assert not Path("here/dataset").exists()
+
+
+def test_reuse_takes_round_0_of_an_earlier_run_and_changes_no_result(
+    vitdc: Vitdc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["-S", "data.max_train=40", "-S", "data.max_test=20"]
+    other = [*small, "-S", "clustering.num_clusters=40"]  # as many as training images
+    assert vitdc("run", "--output", "three", *small) == 0
+    assert vitdc("run", "--output", "forty", *other) == 0
+    monkeypatch.setattr(steps, "pretrain", None)
+    assert vitdc("run", "--output", "again", "--reuse", "three", *other) == 0
+    assert contents(Path("again/results")) == contents(Path("forty/results"))
+    assert "Every cluster holds a single image" in capsys.readouterr().out
+
+    differing = ["-S", "seed=1", "-S", "data.max_train=30"]
+    assert vitdc("run", "--output", "no", "--reuse", "three", *small, *differing) == 2
+    assert "three/pretrained: cannot be reused, because other than now were the images, seed;" in (
+        capsys.readouterr().err
+    )
+    assert vitdc("run", "--output", "no", "--reuse", "nowhere", *small) == 2
+    assert "nowhere/pretrained: no checkpoint here" in capsys.readouterr().err

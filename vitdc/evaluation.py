@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -194,7 +193,7 @@ def report_data(
     shown = "test" if dataset.test.has_labels else "train"
     split = dataset.split(shown)
     data = ReportData(
-        title=f"Deep clustering of {_what(dataset, parameters)}",
+        title=f"Deep clustering of {_what(dataset)}",
         supervision=dataset.supervision,
         num_known=int(dataset.known.sum()),
         sizes=best.clustering.sizes,
@@ -240,10 +239,10 @@ def report_data(
     )
 
 
-def _what(dataset: Dataset, parameters: dict[str, Any]) -> str:
-    """What a person calls the images: the folder's own name, else that of the data set."""
-    root = parameters.get("data", {}).get("root")
-    return Path(root).name if root and dataset.name == "folder" else dataset.name
+def _what(dataset: Dataset) -> str:
+    """What a person calls the images; a folder's own name is no part of the data set."""
+    num_images = len(dataset.train) + len(dataset.test)
+    return f"{num_images:,} images" if dataset.name == "folder" else dataset.name
 
 
 def _unsure(clustering: Clustering, split: str) -> np.ndarray:
