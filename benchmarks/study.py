@@ -366,6 +366,8 @@ class Interval(NamedTuple):
         return cls(float(values.mean()), float(low), float(high))
 
     def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.mean:+.3f}"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
@@ -397,7 +399,9 @@ def verdict_of(found: dict[str, pd.Series]) -> str:
 
     def said(name: str, values: pd.Series) -> str:
         interval = Interval.of(values)
-        what = "shows no effect"
+        if len(values) < 2:
+            return f"{name}: one seed cannot tell ({interval.mean:+.3f})"
+        what = "shows no clear effect"
         if interval.low > 0:
             what = "helps"
         elif interval.high < 0:
@@ -416,17 +420,17 @@ def print_tables(table: pd.DataFrame) -> None:
     for (dataset, regime), rows in groups(table):
         print(f"\n### {dataset}, {REGIMES[regime]}: {rows['seed'].nunique()} seeds\n")
         print(
-            "| arm | round | test NMI | lowest | ARI | ACC | train NMI | ACC, known classes | new |"
+            "| arm | round | seeds | test NMI | lowest | ARI | ACC | train NMI | ACC, known classes | new |"
             " CPU s |"
         )
-        print("|---" * 10 + "|")
+        print("|---" * 11 + "|")
         for (arm, number), own in rows.groupby(["arm", "round"], sort=False):
             mean = own.mean(numeric_only=True)
             nmi = (mean.nmi_test, own.nmi_test.min())
             rest = mean[["ari_test", "acc_test", "nmi_train", "acc_known", "acc_new"]]
             cells = (*nmi, *rest)
             text = " | ".join("-" if np.isnan(cell) else f"{cell:.3f}" for cell in cells)
-            print(f"| {arm} | {number} | {text} | {mean.seconds:.0f} |")
+            print(f"| {arm} | {number} | {len(own)} | {text} | {mean.seconds:.0f} |")
         print("\n| paired difference in test NMI | mean [95 % interval] |\n|---|---|")
         found = differences(rows)
         for name, values in found.items():
