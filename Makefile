@@ -20,7 +20,7 @@ PACKAGE_CA ?= $(or $(SSL_CERT_FILE),$(PIP_CERT))
 export PACKAGE_INDEX ?= $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-services test-containers test-cluster image push lint format lock clean
+.PHONY: help setup demo ui test test-services test-containers test-cluster image push study lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -84,6 +84,9 @@ push:  ## push the image IMAGE=registry/name:tag, and print the digest that `sub
 		$(ENGINE) image inspect $(IMAGE) \
 			--format '{{range .RepoDigests}}{{println .}}{{end}}' | grep "^$$name@"; \
 	fi
+
+study: setup  ## do the clustering loss and the rounds help? (STUDY="--seeds 10 --datasets digits fashion"; resumable, hours)
+	python benchmarks/study.py --output outputs/study $(STUDY)
 
 lint: setup  ## ruff and mypy, as in pre-commit and CI
 	ruff check .

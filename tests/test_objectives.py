@@ -288,7 +288,8 @@ def test_all_clusters_are_targets_where_every_image_is_confident() -> None:
     [
         ("auto", "full", False, "supervised"),
         ("auto", "full", True, "supervised"),
-        ("auto", "partial", False, "supervised"),
+        ("auto", "partial", False, "simclr"),
+        ("auto", "partial", True, "supervised"),
         ("auto", "none", False, "simclr"),
         ("auto", "none", True, None),
         ("vicreg", "none", True, "vicreg"),
@@ -302,6 +303,11 @@ def test_the_initial_objective_follows_the_labels(
     choice = choose_initial(asked, supervision=supervision, is_pretrained=is_pretrained)
     assert choice.objective == expected
     assert choice.reason
+
+
+def test_some_labels_train_an_adapter_at_once() -> None:
+    choice = choose_initial("auto", supervision="partial", is_pretrained=False, trainable="head")
+    assert choice.objective == "supervised"
 
 
 def test_supervised_training_without_labels_is_refused() -> None:

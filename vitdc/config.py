@@ -244,7 +244,7 @@ class TargetTrainingConfig(TrainingConfig):
 
 
 class SelfSupervisedConfig(TrainingConfig):
-    """The initial training on no label; it takes more steps than one on labels."""
+    """The initial training on images alone; it takes more steps than one on labels."""
 
     epochs: NonNegativeInt = 60
     """Passes over the training images."""
@@ -271,8 +271,9 @@ class PretrainingConfig(TargetTrainingConfig):
 
     objective: Literal["auto", "supervised", "simclr", "vicreg"] = "auto"
     """`supervised` is cross-entropy on the labels. `simclr` and `vicreg` train on no label: two
-    views of what is alike are to agree. `auto` is supervised where labels may be trained on;
-    without any it keeps pretrained weights as they are, and is `simclr` for fresh ones."""
+    views of what is alike are to agree. `auto` is `supervised` where all labels are known.
+    With some or none it is `simclr` for fresh weights; pretrained ones are trained on the labels
+    that are known, and kept as they are without any."""
     self_supervised: SelfSupervisedConfig = SelfSupervisedConfig()
     """How `simclr` and `vicreg` train; the knobs beside this section are of `supervised`. For one
     run: `-S pretraining.self_supervised.epochs=100`."""

@@ -47,7 +47,9 @@ def choose_initial(
         )
     if asked == "auto" and supervision == "none" and is_pretrained:
         return Choice(None, "no label may be trained on, and the weights are pretrained")
-    views = asked if asked in ("simclr", "vicreg") else DEFAULT if supervision == "none" else None
+    learns_from_all = supervision == "partial" and not is_pretrained and trainable != "head"
+    by_default = DEFAULT if supervision == "none" or learns_from_all else None
+    views = asked if asked in ("simclr", "vicreg") else by_default
     if views and trainable == "head":
         raise InputError(
             f"pretraining.objective: {views} compares views of an image, and a frozen backbone sees"
@@ -57,5 +59,7 @@ def choose_initial(
         return Choice(asked, "pretraining.objective says so")
     if supervision == "none":
         return Choice(DEFAULT, "no label may be trained on")
+    if learns_from_all:
+        return Choice(DEFAULT, "only some labels are known, and the rounds train on those")
     which = {"full": "all", "partial": "some"}[supervision]
     return Choice("supervised", f"{which} training images have a label to train on")
