@@ -67,7 +67,7 @@ def test_unknown_key_names_the_nearest_valid_one(
 
 def test_unknown_key_like_no_other_lists_what_is_valid() -> None:
     message = refusal(convergence={"zzz": 1})
-    assert "valid are convergence.epsilon, convergence.max_rounds" in message
+    assert "valid are convergence.epsilon, convergence.min_changed, convergence.max" in message
 
 
 @pytest.mark.parametrize("value", [32, 32.0, "32"])

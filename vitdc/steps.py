@@ -53,7 +53,6 @@ from vitdc.watching import NOBODY, Watcher
 if TYPE_CHECKING:
     import numpy as np
 
-    from vitdc.data.sources import Source
     from vitdc.evaluation import Findings
     from vitdc.model import DeepClusteringViT
     from vitdc.objectives import Objective, SelfSupervised
@@ -66,14 +65,15 @@ ROUNDS_OF_EVALUATE = ("initial", "previous", "last")
 
 
 def prepare(
-    *, data: DataConfig, output: Path, on_listed: Callable[[Source], None] | None = None
+    *, data: DataConfig, output: Path, on_listed: Callable[[Any], None] | None = None
 ) -> Dataset:
     """Read images from their source into the prepared format.
 
     Args:
         data: Where the images come from.
         output: Directory of the Dataset.
-        on_listed: Called before any image file is decoded, e.g. to refuse what cannot follow.
+        on_listed: Called with the `vitdc.data.sources.Source` before any image file is decoded,
+            e.g. to refuse what cannot follow.
     """
     from vitdc.data import write_dataset
 
