@@ -76,7 +76,7 @@ def test_every_step_has_a_command() -> None:
 def test_every_argument_of_a_step_is_an_option_or_a_section(name: str) -> None:
     hints = get_type_hints(FUNCTIONS[name])
     sections = {key for key, hint in hints.items() if hint in SECTION_TYPES}
-    given = hints.keys() - sections - {"seed", "on_round", "watcher", "return"}
+    given = hints.keys() - sections - {"seed", "on_listed", "on_round", "watcher", "return"}
     extra = {"rounds"} if name == "evaluate" else set()
     options = sorted(str(option.name) for option in command(name).params)
     assert options == sorted([*given, *extra, "params_file", "overrides"])
@@ -286,7 +286,7 @@ def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "import vitdc.data\nfrom vitdc import artifacts, cli\n"
-        "def killed(config, *, output):\n"
+        "def killed(config, *, output, **options):\n"
         "    with artifacts.writing(output, 'dataset', {}) as writer:\n"
         "        (writer.directory / 'half').write_text('half')\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

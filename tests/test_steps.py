@@ -230,7 +230,7 @@ def test_l_counts_known_labels_only(tmp_path: Path) -> None:
     steps.pretrain(
         **shared,
         model=toys.MODEL,
-        pretraining=toys.PRETRAINING,
+        pretraining=toys.PRETRAINING.model_copy(update={"objective": "supervised"}),
         seed=0,
         output=tmp_path / "checkpoint",
     )
