@@ -420,8 +420,8 @@ def print_tables(table: pd.DataFrame) -> None:
     for (dataset, regime), rows in groups(table):
         print(f"\n### {dataset}, {REGIMES[regime]}: {rows['seed'].nunique()} seeds\n")
         print(
-            "| arm | round | seeds | test NMI | lowest | ARI | ACC | train NMI | ACC, known classes | new |"
-            " CPU s |"
+            "| arm | round | seeds | test NMI | lowest | ARI | ACC | train NMI |"
+            " ACC, known classes | new | CPU s |"
         )
         print("|---" * 11 + "|")
         for (arm, number), own in rows.groupby(["arm", "round"], sort=False):
@@ -451,7 +451,7 @@ COLORS = (BLUE, AMBER, GREEN, SKY)
 def draw(table: pd.DataFrame) -> Figure:
     """Per data set and regime: test NMI by round, and the paired differences by seed."""
     panels = groups(table)
-    width = max(3.0 * len(panels), 6.0)
+    width = max(3.2 * len(panels), 6.0)
     figure = Figure(figsize=(width, 6.4), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharey="row", height_ratios=(3, 2))
     for column, ((dataset, regime), rows) in enumerate(panels):
@@ -463,7 +463,13 @@ def draw(table: pd.DataFrame) -> Figure:
     handles: dict[str, Artist] = {}
     for axis in axes[0]:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(2 * len(panels), 6),
+        fontsize=9,
+    )
     return figure
 
 
