@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,44 @@ def test_without_labels_the_step_clusters_on_the_manifold(
     again = steps.cluster(**arguments, clustering=config(3), output=tmp_path / "again")
     assert toys.contents(tmp_path / "again") == toys.contents(tmp_path / "clusters")
     assert again.config == Clustering.load(tmp_path / "clusters").config
+
+
+WATCHED = """
+import sys
+from pathlib import Path
+from threadpoolctl import threadpool_info
+from vitdc import manifold, steps
+from vitdc.config import ClusteringConfig, ComputeConfig
+
+def watched(*arguments, mixture=manifold.mixture, **options):
+    found = mixture(*arguments, **options)
+    print({library["user_api"]: library["num_threads"] for library in threadpool_info()})
+    return found
+
+manifold.mixture = watched
+dataset, embeddings, output = map(Path, sys.argv[1:])
+steps.cluster(
+    dataset=dataset,
+    embeddings=embeddings,
+    clustering=ClusteringConfig(num_clusters=3, manifold_layouts=1, manifold_neighbours=8),
+    compute=ComputeConfig(num_threads=1),
+    seed=0,
+    output=output,
+)
+"""
+
+
+def test_a_process_of_its_own_keeps_to_the_threads_that_were_asked_for(tmp_path: Path) -> None:
+    arguments = embedded(tmp_path, num_known=0)
+    paths = (arguments["dataset"], arguments["embeddings"], tmp_path / "clusters")
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WATCHED, *map(str, paths)],
+        env={**os.environ, "PYTHONPATH": str(Path(steps.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == "{'blas': 1, 'openmp': 1}", run.stdout
 
 
 @pytest.mark.parametrize("num_known", [12, None])

@@ -5,7 +5,8 @@ k-means cuts apart. UMAP (https://arxiv.org/abs/1802.03426) lays them out by the
 alone, as in N2D (https://arxiv.org/abs/1908.05968). Only the clusters are found there: centroids,
 losses and new images live in the embedding.
 
-UMAP compiles itself with numba, which takes seconds, so it is imported when it is used.
+UMAP compiles itself with numba, which takes seconds, so it is imported when it is used. A limit on
+threads holds only what is loaded, so `load_libraries` comes before it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def choose_space(
     if is_pretrained:
         return Space("embedding", "the weights are pretrained")
     return Space("manifold", "no label is trained on, and the weights are not pretrained")
+
+
+def load_libraries() -> None:
+    """Import what finds clusters here, so that `limited_threads` holds it."""
+    import sklearn.mixture  # noqa: F401
+    import umap  # noqa: F401
 
 
 def find_on_manifold(

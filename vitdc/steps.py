@@ -323,7 +323,13 @@ def cluster(
     from vitdc import metrics
     from vitdc.clustering import assign, kmeans, match_ids, relabel
     from vitdc.device import limited_threads
-    from vitdc.manifold import choose_space, find_on_manifold, most_agreed, unfold
+    from vitdc.manifold import (
+        choose_space,
+        find_on_manifold,
+        load_libraries,
+        most_agreed,
+        unfold,
+    )
     from vitdc.seeding import derive_seed
     from vitdc.typicality import atypicality, fit, leave_one_out, most_typical
 
@@ -350,6 +356,8 @@ def cluster(
     )
     if before is None:
         logger.info("cluster: space %s, because %s", *space)
+    if space.name == "manifold":
+        load_libraries()
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)
