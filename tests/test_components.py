@@ -34,7 +34,7 @@ BEYOND_STEP = {
 }
 # Only a shortcut, which no task takes: the features of a frozen backbone are computed anew in each.
 SHORTCUTS = ("features",)
-NOT_INPUTS = ("return", "output", "scratch", "watcher", *SHORTCUTS)
+NOT_INPUTS = ("return", "output", "scratch", "on_listed", "watcher", *SHORTCUTS)
 
 
 def step_arguments(name: str) -> dict[str, Any]:

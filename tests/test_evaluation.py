@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from toys import ToyRun, contents
 
 from vitdc.artifacts import Clustering, Dataset, Embeddings, Evaluation, Round
+from vitdc.convergence import effective_rank
 from vitdc.evaluation import score_pixels
 from vitdc.summary import describe, summarize
 
@@ -60,7 +61,7 @@ def test_rounds_csv_is_complete(toy_run: ToyRun) -> None:
     rows = read_csv(toy_run.results / "rounds.csv")
     assert ",".join(rows[0]) == (
         "round,loss,cross_entropy,clustering_loss,nmi_train,nmi_test,ari_test,acc_test,changed,"
-        "verdict"
+        "silhouette,effective_rank,verdict"
     )
     assert [row["round"] for row in rows] == ["0", "1", "2"]
     empty = [(row["round"], key) for row in rows for key, value in row.items() if value == ""]
@@ -69,7 +70,10 @@ def test_rounds_csv_is_complete(toy_run: ToyRun) -> None:
     expected = embeddings.cross_entropy.astype(np.float64).mean()
     assert float(rows[0]["cross_entropy"]) == pytest.approx(expected)
     for row in rows:
+        z = Embeddings.load(toy_run.paths(int(row["round"])).embeddings).train.embedding
+        assert float(row["effective_rank"]) == pytest.approx(effective_rank(np.asarray(z)))
         scores = Clustering.load(toy_run.paths(int(row["round"])).clustering).scores
+        assert float(row["silhouette"]) == scores.silhouette
         assert float(row["nmi_test"]) == scores.test.nmi
 
 
