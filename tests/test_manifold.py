@@ -206,7 +206,10 @@ from vitdc.config import ClusteringConfig, ComputeConfig
 
 def watched(*arguments, mixture=manifold.mixture, **options):
     found = mixture(*arguments, **options)
-    print({library["user_api"]: library["num_threads"] for library in threadpool_info()})
+    # of packages; the system's is numba's, which UMAP holds to one thread by itself
+    own = [library for library in threadpool_info() if ".libs" in library["filepath"]]
+    print({library["user_api"] for library in own} == {"blas", "openmp"}, end=" ")
+    print({library["num_threads"] for library in own})
     return found
 
 manifold.mixture = watched
@@ -232,7 +235,7 @@ def test_a_process_of_its_own_keeps_to_the_threads_that_were_asked_for(tmp_path:
         text=True,
         check=True,
     )
-    assert run.stdout.strip() == "{'blas': 1, 'openmp': 1}", run.stdout
+    assert run.stdout.strip() == "True {1}"
 
 
 @pytest.mark.parametrize("num_known", [12, None])
