@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from vitdc.cli.options import dataset_option, results_argument, rounds_option
+
 
 @click.command("explore")
-@click.argument(
-    "results", type=click.Path(path_type=Path), default=Path("results"), metavar="[RESULTS]"
-)
+@results_argument
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -23,18 +23,8 @@ import click
     show_default=True,
     help="Open the page in this machine's browser.",
 )
-@click.option(
-    "--dataset",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The images, if they lie neither in dataset/ nor in outputs/dataset/ beside RESULTS.",
-)
-@click.option(
-    "--rounds",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Directory of all rounds, if neither rounds/ nor outputs/rounds/ beside RESULTS.",
-)
+@dataset_option
+@rounds_option
 def command(
     results: Path, port: int | None, open_browser: bool, dataset: Path | None, rounds: Path | None
 ) -> None:

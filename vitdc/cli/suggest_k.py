@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitdc.cli.options import dataset_option, results_argument, rounds_option
 from vitdc.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ BAR = 30  # characters of a silhouette of 1
 
 
 @click.command("suggest-k")
-@click.argument(
-    "results", type=click.Path(path_type=Path), default=Path("results"), metavar="[RESULTS]"
-)
+@results_argument
 @click.option(
     "--k-range",
     type=int,
@@ -33,18 +32,8 @@ BAR = 30  # characters of a silhouette of 1
     metavar="FILE.png",
     help="Draw the table as a chart, too.",
 )
-@click.option(
-    "--dataset",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The images, if they lie neither in dataset/ nor in outputs/dataset/ beside RESULTS.",
-)
-@click.option(
-    "--rounds",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Directory of all rounds, if neither rounds/ nor outputs/rounds/ beside RESULTS.",
-)
+@dataset_option
+@rounds_option
 def command(
     results: Path,
     k_range: tuple[int, int] | None,
