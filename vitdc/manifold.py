@@ -52,10 +52,13 @@ def choose_space(
     return Space("manifold", "no label is trained on, and the weights are not pretrained")
 
 
-def load_libraries() -> None:
-    """Import what finds clusters here, so that `limited_threads` holds it."""
-    import sklearn.mixture  # noqa: F401
-    import umap  # noqa: F401
+def load_libraries(space: str) -> None:
+    """Import what finds and scores clusters in a space, so that `limited_threads` holds it."""
+    import sklearn.cluster
+
+    if space == "manifold":
+        import sklearn.mixture  # noqa: F401
+        import umap  # noqa: F401
 
 
 def find_on_manifold(

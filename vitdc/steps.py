@@ -356,8 +356,7 @@ def cluster(
     )
     if before is None:
         logger.info("cluster: space %s, because %s", *space)
-    if space.name == "manifold":
-        load_libraries()
+    load_libraries(space.name)
     own = images.training_labels if images.supervision == "partial" else None
     with limited_threads(compute.num_threads):
         stream = derive_seed(seed, "cluster", embedded.round)
@@ -366,9 +365,7 @@ def cluster(
             num_layouts = 1 if before else clustering.manifold_layouts
             seeds = [stream, *(derive_seed(stream, "layout", i) for i in range(1, num_layouts))]
             layouts = [unfold(points, clustering, seed=each) for each in seeds]
-        clustering = _resolve_num_clusters(
-            clustering, layouts[0], images, before, num_threads=compute.num_threads, seed=seed
-        )
+        clustering = _resolve_num_clusters(clustering, layouts[0], images, before, seed=seed)
         num_clusters = clustering.resolved_num_clusters
         if space.name == "manifold":
             previous_assignment = before.train.assignment if before else None
@@ -853,7 +850,6 @@ def _resolve_num_clusters(
     images: Dataset,
     before: Clustering | None,
     *,
-    num_threads: int,
     seed: int,
 ) -> ClusteringConfig:
     """The section with a number: what it says, else that of the round before, else one found."""
@@ -861,11 +857,9 @@ def _resolve_num_clusters(
         return clustering
     if before:
         return clustering.model_copy(update={"num_clusters": len(before.centroids)})
-    from vitdc.device import limited_threads
-    from vitdc.num_clusters import suggest_for  # and with it scikit-learn, which has own threads
+    from vitdc.num_clusters import suggest_for
 
-    with limited_threads(num_threads):
-        found = suggest_for(layout, clustering, images, seed=seed)
+    found = suggest_for(layout, clustering, images, seed=seed)
     logger.info("cluster: num_clusters %d, because %s", found.best.num_clusters, found)
     return clustering.model_copy(update={"num_clusters": found.best.num_clusters})
 

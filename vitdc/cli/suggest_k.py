@@ -86,7 +86,7 @@ def suggest(run: FinishedRun, k_range: tuple[int, int] | None) -> Suggestion:
     from vitdc import num_clusters
     from vitdc.config import ClusteringConfig
     from vitdc.device import limited_threads
-    from vitdc.manifold import unfold
+    from vitdc.manifold import load_libraries, unfold
     from vitdc.seeding import derive_seed
 
     given = {} if k_range is None else {"k_range": k_range}
@@ -97,6 +97,7 @@ def suggest(run: FinishedRun, k_range: tuple[int, int] | None) -> Suggestion:
     config.check_fit(num_images=len(images.train), num_classes=images.num_own_clusters)
     seed = run.evaluation.parameters["seed"]
     points = np.ascontiguousarray(run.first_embeddings.train.embedding)
+    load_libraries(config.space)
     with limited_threads(run.evaluation.parameters["compute"]["num_threads"]):
         if config.space == "manifold":
             points = unfold(points, config, seed=derive_seed(seed, "cluster", 0))
