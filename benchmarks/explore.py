@@ -29,7 +29,7 @@ from tqdm import tqdm
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_OPTIONS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 SHORT = (
-    "pretraining.epochs=1", "convergence.max_rounds=1", "evaluation.decoder_steps=20",
+    "pretraining.epochs=1", "convergence.max_rounds=1",
     "evaluation.pixel_baseline=false", "clustering.num_restarts=1", "tracking.enabled=false",
 )  # fmt: skip
 VITDC = Path(sys.executable).with_name("vitdc")

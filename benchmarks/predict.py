@@ -49,7 +49,7 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 VITDC = [sys.executable, "-c", "from vitdc.cli import main; main()"]
 TRAINING = [
     *("-S", "data.max_train=500", "-S", "data.max_test=200", "-S", "pretraining.epochs=1"),
-    *("-S", "convergence.max_rounds=1", "-S", "evaluation.decoder_steps=0"),
+    *("-S", "convergence.max_rounds=1"),
     *("-S", "tracking.enabled=false"),
 ]
 

@@ -29,7 +29,7 @@ HALVES = 50
 def run(output: Path, seed: int) -> None:
     """The whole method on one split, unless it is there."""
     if not (output / "results" / "artifact.json").exists():
-        options = [f"seed={seed}", f"data.seed={seed}", "evaluation.decoder_steps=0"]
+        options = [f"seed={seed}", f"data.seed={seed}"]
         options += ["tracking.enabled=false"]
         command = [sys.executable, "-c", "from vitdc.cli import main; main()", "run"]
         command += ["--output", str(output)] + [part for o in options for part in ("-S", o)]

@@ -37,7 +37,7 @@ pretraining:
 clustering: {num_clusters: 3, num_restarts: 3, num_iterations: 20}
 joint: {epochs: 1, batch_size: 16, learning_rate: 1e-3, gamma: 0.5}
 convergence: {epsilon: 0, max_rounds: 2}
-evaluation: {decoder_steps: 2, gallery_size: 2, map_points: 20}
+evaluation: {gallery_size: 2, map_points: 20}
 compute: {device: cpu, num_threads: 1, embedding_batch_size: 20}
 tracking: {enabled: false}
 """

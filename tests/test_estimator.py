@@ -543,7 +543,7 @@ def test_an_interrupted_fit_leaves_nothing(
 def test_an_interrupted_fit_in_a_directory_continues(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fitted: DeepClustering
 ) -> None:
-    evaluation = {"decoder_steps": 2, "gallery_size": 2, "map_points": 20}
+    evaluation = {"gallery_size": 2, "map_points": 20}
     model = toy(directory=tmp_path / "work", params={"evaluation": evaluation})
     stopping = toys.from_call(2, use=toys.interrupt, before=steps.retrain)
     with monkeypatch.context() as patched:

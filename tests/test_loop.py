@@ -210,7 +210,7 @@ def test_a_loss_that_rose_or_a_collapse_stops_with_the_round_before_as_the_best(
     found = steps.evaluate(
         **loop.round_arguments(loop.round_directories(rounds)),
         dataset=toy_run.dataset,
-        evaluation=toys.EVALUATION.model_copy(update={"decoder_steps": 0, "map_points": 0}),
+        evaluation=toys.EVALUATION.model_copy(update={"map_points": 0}),
         compute=COMPUTE,
         seed=0,
         output=tmp_path / "results",

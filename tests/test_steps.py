@@ -458,7 +458,7 @@ def test_other_weights_at_the_same_path_are_another_origin(
     assert digests[0] != digests[1]
 
 
-def test_evaluate_keeps_to_its_threads_in_a_process_that_has_not_loaded_torch_yet(
+def test_evaluate_keeps_to_its_threads_in_a_process_of_its_own_and_needs_no_torch(
     toy_run: ToyRun, tmp_path: Path
 ) -> None:
     """Kubeflow and DVC evaluate in a process of its own, `vitdc run` in one that has trained."""
@@ -472,12 +472,12 @@ from vitdc import evaluation, loop, steps
 report_data = evaluation.report_data
 
 def watched(*args, **kwargs):
-    import torch
-    print("threads", torch.get_num_threads())
-    return report_data(*args, **kwargs)
+    found = report_data(*args, **kwargs)
+    from threadpoolctl import threadpool_info
+    print("threads", sorted({{each["num_threads"] for each in threadpool_info()}}))
+    return found
 
 evaluation.report_data = watched
-assert "torch" not in sys.modules
 rounds = Path({str(toy_run.rounds)!r})
 steps.evaluate(
     dataset=Path({str(toy_run.dataset)!r}),
@@ -487,9 +487,10 @@ steps.evaluate(
     seed=0,
     output=Path({str(tmp_path / "results")!r}),
 )
+assert "torch" not in sys.modules
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "threads 1\n" in done.stdout
+    assert "threads [1]\n" in done.stdout
     assert contents(tmp_path / "results") == contents(toy_run.results)

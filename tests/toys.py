@@ -30,7 +30,7 @@ JOINT = JointConfig(epochs=1, batch_size=16, learning_rate=1e-3, gamma=0.5)
 CLUSTERING = ClusteringConfig(num_clusters=3, num_restarts=3, num_iterations=20)
 CONVERGENCE = ConvergenceConfig(epsilon=0, max_rounds=2)
 COMPUTE = ComputeConfig(device="cpu", num_threads=1, embedding_batch_size=20)
-EVALUATION = EvaluationConfig(decoder_steps=2, gallery_size=2, map_points=20)
+EVALUATION = EvaluationConfig(gallery_size=2, map_points=20)
 
 
 SMALL_PARAMS = {
@@ -45,7 +45,7 @@ SMALL_PARAMS = {
     "clustering": {"num_clusters": 10, "num_restarts": 2},
     "joint": {"epochs": 1, "gamma": 0.1},
     "convergence": {"epsilon": 0.0, "max_rounds": 2},
-    "evaluation": {"decoder_steps": 5, "map_points": 50, "gallery_size": 4},
+    "evaluation": {"map_points": 50, "gallery_size": 4},
     "compute": {"device": "cpu", "num_threads": 1},
 }
 """A params.yaml that every runner is done with in seconds."""

@@ -398,9 +398,6 @@ class EvaluationConfig(Section):
 
     pixel_baseline: bool = True
     """Also cluster the raw pixels with k-means, the floor to beat."""
-    decoder_steps: NonNegativeInt = 400
-    """Training steps of the decoder that turns embeddings back into pictures; 0 leaves the
-    decoded pictures out."""
     gallery_size: PositiveInt = 12
     """Pictures per cluster in the gallery."""
     map_points: NonNegativeInt = 1000

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,9 +37,6 @@ from vitdc.report import (
     pictured_images,
 )
 from vitdc.seeding import derive_seed
-
-if TYPE_CHECKING:
-    import torch
 
 PIXEL_BYTES = 512 * 2**20  # memory that the pixel baseline may take for its training points
 
@@ -171,7 +168,6 @@ def report_data(
     found: dict[str, Any],
     parameters: dict[str, Any],
     config: EvaluationConfig,
-    device: torch.device,
     seed: int,
 ) -> ReportData:
     """Everything the report shows, with decoded pictures and the map where they are asked for.
@@ -187,7 +183,6 @@ def report_data(
         found: The content of metrics.json.
         parameters: Section -> knob -> value.
         config: The `evaluation` section.
-        device: Where the decoder is trained.
         seed: Of the run.
     """
     shown = "test" if dataset.test.has_labels else "train"
@@ -219,19 +214,8 @@ def report_data(
         split=shown,
     )
     data = _with_map(data, max_points=config.map_points, seed=derive_seed(seed, "map"))
-    if not config.decoder_steps:
-        return data
-    decoded = [
-        _decode(
-            findings,
-            dataset,
-            data,
-            steps=config.decoder_steps,
-            seed=derive_seed(seed, "decoder"),  # the same one for both rounds
-            device=device,
-        )
-        for findings in (initial, best)
-    ]
+    own_seed = derive_seed(seed, "decoder")  # the same one for both rounds
+    decoded = [_decode(findings, dataset, data, seed=own_seed) for findings in (initial, best)]
     return replace(
         data,
         before=replace(data.before, decoded=decoded[0]),
@@ -284,19 +268,18 @@ def _decode(
     dataset: Dataset,
     data: ReportData,
     *,
-    steps: int,
     seed: int,
-    device: torch.device,
 ) -> Decoded:
-    """Train the decoder on the training images and decode those that the gallery shows."""
-    from vitdc.decoder import decode, reconstruction_error, train_decoder
+    """Fit the decoder to the training images and decode those that the gallery shows."""
+    from vitdc.decoder import decode, fit_decoder, reconstruction_error
 
-    train = findings.embeddings.train.embedding
-    decoder = train_decoder(train, dataset.train.images, steps=steps, seed=seed, device=device)
-    shown = findings.embeddings.split(data.split).embedding
+    embeddings = findings.embeddings
+    decoder = fit_decoder(embeddings.train.embedding, dataset.train.images, seed=seed)
     indices = pictured_images(data)
     return Decoded(
         indices=indices,
-        images=decode(decoder, shown[indices]),
-        error=reconstruction_error(decoder, shown, data.images),
+        images=decode(decoder, embeddings.split(data.split).embedding[indices]),
+        error=reconstruction_error(
+            decoder, embeddings.test.embedding, dataset.test.images, seed=seed
+        ),
     )

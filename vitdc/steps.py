@@ -584,16 +584,17 @@ def evaluate(
         last: Those of the last round.
         round: Directory of the last Round, which holds the history and the verdict.
         evaluation: What to draw.
-        compute: Device and threads.
+        compute: Threads.
         seed: Seed of the decoder, the map and the pixel baseline.
         output: Directory of the results.
     """
     from vitdc import evaluation as findings
     from vitdc import report
-    from vitdc.device import limited_threads, resolve_device
+    from vitdc.device import limited_threads
+    from vitdc.manifold import load_libraries
     from vitdc.seeding import derive_seed
 
-    device = resolve_device(compute)  # loads torch, which only then can be held to its threads
+    load_libraries("embedding")
     images, history = Dataset.load(dataset), Round.load(round)
     paths = dict(zip(ROUNDS_OF_EVALUATE, (initial, previous, last), strict=True))
     numbers = (0, history.current.round - 1, history.current.round)
@@ -624,7 +625,6 @@ def evaluate(
             found=metrics,
             parameters=parameters,
             config=evaluation,
-            device=device,
             seed=seed,
         )
     figures = report.build_figures(data)

@@ -51,31 +51,32 @@ def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.concatenate([embedding, thumbnails(images).reshape(len(images), -1)], axis=1)
 
 
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1]: means over equal areas."""
+def thumbnails(images: np.ndarray, *, side: int = THUMBNAIL_SIDE) -> np.ndarray:
+    """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1], h, w <= side: means over areas."""
     from threadpoolctl import threadpool_limits
 
     num_images, height, width, channels = images.shape
     lines = images.reshape(num_images, height, width * channels).astype(np.float32)
     # One thread: so small products lose by more, many times over on a busy machine.
     with threadpool_limits(limits=1):
-        lines = averaging(height) @ lines  # (N, h, W C): rows first, which lie together in memory
+        # rows first, which lie together in memory
+        lines = averaging(height, side) @ lines  # (N, h, W C)
         small: np.ndarray = np.einsum(
             "niwc,jw->nijc",
             lines.reshape(num_images, -1, width, channels),
-            averaging(width),
+            averaging(width, side),
             optimize=True,
         )
     return small * np.float32(GREY_LEVEL)
 
 
-def averaging(side: int) -> np.ndarray:
-    """(h, side) float32: weight of every pixel in every pixel of the thumbnail; rows sum to 1."""
-    small = min(side, THUMBNAIL_SIDE)
-    edges = np.arange(small + 1) * (side / small)
-    pixels = np.arange(side)
+def averaging(length: int, side: int = THUMBNAIL_SIDE) -> np.ndarray:
+    """(h, length) float32: weight of every pixel in every pixel of the thumbnail; rows sum to 1."""
+    small = min(length, side)
+    edges = np.arange(small + 1) * (length / small)
+    pixels = np.arange(length)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights: np.ndarray = np.maximum(covered, 0) * (small / side)
+    weights: np.ndarray = np.maximum(covered, 0) * (small / length)
     return weights.astype(np.float32)
 
 

@@ -38,7 +38,7 @@ from real_cluster import (
 from vitdc.artifacts import Checkpoint
 from vitdc.tracking.naming import RESULT, result_points, round_key
 
-SMALL = ("pretraining.epochs=2", "joint.epochs=1", "evaluation.decoder_steps=5")
+SMALL = ("pretraining.epochs=2", "joint.epochs=1")
 EPOCHS = 80  # time enough to delete the pod
 LONG = 2000  # epochs that nobody waits for
 NOT_CACHED = {"find_version", "start_record", "check", "evaluate", "end_record"}

@@ -98,7 +98,7 @@ def test_a_folder_of_images_is_seen_in_the_containers(project: Path) -> None:
         project, "run", "--runner", "container", "--output", "out", IMAGE,
         "-S", "data={source: folder, root: images, image_size: 8}",
         "-S", "pretraining.epochs=1", "-S", "joint.epochs=1", "-S", "convergence.max_rounds=1",
-        "-S", "clustering.num_clusters=2", "-S", "evaluation.decoder_steps=2",
+        "-S", "clustering.num_clusters=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project / "out" / "clusters.csv").read_text().count(".png") == 20
