@@ -45,7 +45,7 @@ def score_round(dataset: Dataset, embeddings: Embeddings, clustering: Clustering
     distance = np.linalg.norm(test[:, None] - clustering.centroids, axis=2)
     predicted = embeddings.test.predicted
     labels = dataset.test.labels
-    typical = most_typical(clustering.typicality, test, dataset.test.images)
+    typical = most_typical(clustering.typicality, test, dataset.test.thumbnails)
     return [
         normalized_mutual_info_score(dataset.train.labels, clusters),
         normalized_mutual_info_score(labels, typical),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +27,11 @@ from vitdc.artifacts import (
     SplitScores,
     TrainingState,
     replacing,
+    storage,
     writing,
 )
 from vitdc.errors import InputError
-from vitdc.typicality import Typicality
+from vitdc.typicality import Typicality, thumbnails
 
 MADE_BY = {"step": "test"}
 
@@ -104,6 +106,12 @@ SAVE: dict[type[Any], Callable[[Path], Path]] = {
 every_kind = pytest.mark.parametrize("kind", SAVE, ids=lambda kind: kind.__name__)
 
 
+def described(path: Path) -> dict[str, Any]:
+    """The payload files as artifact.json describes them."""
+    files: dict[str, Any] = json.loads((path / "artifact.json").read_text())["files"]
+    return files
+
+
 def edit(path: Path, **changes: Any) -> None:
     file = path / "artifact.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -141,6 +149,47 @@ def test_dataset_round_trip(tmp_path: Path) -> None:
     assert dataset.train.has_labels
     assert list(dataset.image_names())[41:43] == [("train-41", "train"), ("test-0", "test")]
     assert isinstance(dataset.train.images, np.memmap)
+
+
+@pytest.mark.parametrize("side", [8, 9, 40])
+def test_a_dataset_keeps_thumbnails_of_images_that_are_larger(tmp_path: Path, side: int) -> None:
+    found = Dataset.load(write_toy_dataset(tmp_path / "d", side=side))
+    files = {file.name for file in found.path.glob("*_thumbnails.npy")}
+    assert files == ({"train_thumbnails.npy", "test_thumbnails.npy"} if side > 8 else set())
+    for split in (found.train, found.test):
+        expected = thumbnails(np.array(split.images))
+        np.testing.assert_array_equal(thumbnails(split.thumbnails), expected)
+    for file in found.path.glob("*_thumbnails.npy"):  # as older data sets are
+        file.unlink()
+    edit(found.path, files={n: f for n, f in described(found.path).items() if "thumb" not in n})
+    assert Dataset.load(found.path).train.thumbnails.dtype == np.uint8
+
+
+def test_a_large_file_is_hashed_once_as_long_as_it_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "REMEMBER_BYTES", 1)
+    hashed: list[Path] = []
+    sha256 = storage.sha256
+
+    def counting(file: Path) -> str:
+        hashed.append(file)
+        return sha256(file)
+
+    monkeypatch.setattr(storage, "sha256", counting)
+    path = write_toy_dataset(tmp_path / "d")
+    hashed.clear()
+    Dataset.load(path)
+    assert len(hashed) == len(described(path))
+    Dataset.load(path)
+    assert len(hashed) == len(described(path))
+    file = path / "train_images.npy"
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    file.write_bytes(changed)
+    os.utime(file, ns=(0, 0))
+    with pytest.raises(InputError, match="corrupt"):
+        Dataset.load(path)
 
 
 @pytest.mark.parametrize("sizes", [(1,), (3, 4), (0, 5), (2,) * 7])

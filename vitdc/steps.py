@@ -386,21 +386,19 @@ def cluster(
         if before and own is None:
             ids = match_ids(before.train.assignment, found.assignment, num_clusters=num_clusters)
             found = relabel(found, ids)
-        typicality = fit(points, images.train.images, found.assignment, num_clusters=num_clusters)
+        pictures = {name: images.split(name).thumbnails for name in artifacts.SPLITS}
+        typicality = fit(points, pictures["train"], found.assignment, num_clusters=num_clusters)
         test = embedded.test.embedding
         own_test = None
         if space.name == "manifold":
-            own_test = most_typical(typicality, test, images.test.images)
+            own_test = most_typical(typicality, test, pictures["test"])
         nearest = {
             "train": assign(points, found.centroids, own=found.assignment),
             "test": assign(test, found.centroids, own=own_test),
         }
         atypical = {
             name: atypicality(
-                typicality,
-                embedded.split(name).embedding,
-                images.split(name).images,
-                nearest[name][0],
+                typicality, embedded.split(name).embedding, pictures[name], nearest[name][0]
             )
             for name in artifacts.SPLITS
         }

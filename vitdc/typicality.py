@@ -43,7 +43,7 @@ def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
 
     Args:
         embedding: (N, D) float32.
-        images: (N, H, W, C) uint8.
+        images: (N, H, W, C) uint8, or their thumbnails; here and in all functions below.
 
     Returns:
         (N, M) float32.
@@ -52,22 +52,27 @@ def describe(embedding: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(images: np.ndarray, *, side: int = THUMBNAIL_SIDE) -> np.ndarray:
-    """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1], h, w <= side: means over areas."""
+    """(N, H, W, C) uint8 -> (N, h, w, C) float32 in [0, 1], h, w <= side: means over areas.
+
+    What is float32 already is returned as it is.
+    """
     from threadpoolctl import threadpool_limits
 
+    if images.dtype == np.float32:
+        return images
     num_images, height, width, channels = images.shape
-    lines = images.reshape(num_images, height, width * channels).astype(np.float32)
+    rows, columns = averaging(height, side), averaging(width, side)
+    small = np.empty((num_images, len(rows), len(columns), channels), np.float32)
+    step = max(1, CHUNK_VALUES // (height * width * channels))
     # One thread: so small products lose by more, many times over on a busy machine.
     with threadpool_limits(limits=1):
-        # rows first, which lie together in memory
-        lines = averaging(height, side) @ lines  # (N, h, W C)
-        small: np.ndarray = np.einsum(
-            "niwc,jw->nijc",
-            lines.reshape(num_images, -1, width, channels),
-            averaging(width, side),
-            optimize=True,
-        )
-    return small * np.float32(GREY_LEVEL)
+        for start in range(0, num_images, step):
+            chunk = images[start : start + step].reshape(-1, height, width * channels)
+            # (n, h, W, C): rows first, which lie together in memory
+            lines = (rows @ chunk.astype(np.float32)).reshape(-1, len(rows), width, channels)
+            mean = np.einsum("niwc,jw->nijc", lines, columns, optimize=True)
+            small[start : start + step] = mean * np.float32(GREY_LEVEL)
+    return small
 
 
 def averaging(length: int, side: int = THUMBNAIL_SIDE) -> np.ndarray:
@@ -96,7 +101,8 @@ def fit(
     sums, products = np.zeros((num_clusters, dim)), np.zeros((dim, dim))
     for rows, description in _described(embedding, images):
         wide = description.astype(np.float64)
-        np.add.at(sums, assignment[rows], wide)
+        members = np.arange(num_clusters)[:, None] == assignment[rows]
+        sums += members.astype(np.float64) @ wide
         products += wide.T @ wide
     mean = np.where(
         counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], sums.sum(axis=0) / counts.sum()

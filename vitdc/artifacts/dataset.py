@@ -19,6 +19,7 @@ from vitdc.artifacts.storage import (
     read_metadata,
     writing,
 )
+from vitdc.typicality import thumbnails
 
 KNOWN = "train_known.npy"
 
@@ -32,10 +33,13 @@ class Split:
     Attributes:
         images: (N, H, W, C) uint8, memory-mapped.
         labels: (N,) int64, -1 where the class is unknown.
+        thumbnails: (N, h, w, C) float32 from `vitdc.typicality.thumbnails`, memory-mapped; the
+            images where these are no larger, and in older data sets.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    thumbnails: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +52,7 @@ class Split:
 @dataclass(frozen=True)
 class Dataset:
     """Prepared images. Payload: {train,test}_{images,labels}.npy, index.csv and perhaps
-    train_known.npy.
+    {train,test}_thumbnails.npy, so that a round need not read all pixels, and train_known.npy.
 
     Attributes:
         train: The split that is trained and clustered.
@@ -84,13 +88,7 @@ class Dataset:
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
-        splits = {
-            split: Split(
-                images=read_array(path / f"{split}_images.npy"),
-                labels=np.array(read_array(path / f"{split}_labels.npy")),
-            )
-            for split in SPLITS
-        }
+        splits = {split: _read_split(path, split) for split in SPLITS}
         return cls(
             **splits,
             name=metadata["name"],
@@ -153,6 +151,12 @@ class Dataset:
         return height, width, channels
 
 
+def _read_split(path: Path, split: str) -> Split:
+    images, small = (path / f"{split}_{name}.npy" for name in ("images", "thumbnails"))
+    labels = np.array(read_array(path / f"{split}_labels.npy"))
+    return Split(read_array(images), labels, read_array(small if small.exists() else images))
+
+
 def _read_known(path: Path, labels: np.ndarray) -> np.ndarray:
     file = path / KNOWN
     return np.array(read_array(file)) if file.exists() else labels >= 0
@@ -170,6 +174,13 @@ class DatasetWriter:
         self._labels = {
             s: _GrowingArray(directory / f"{s}_labels.npy", (), np.int64) for s in SPLITS
         }
+        self._thumbnails = {}
+        small = thumbnails(np.empty((1, *image_shape), np.uint8)).shape[1:]
+        if small != image_shape:
+            self._thumbnails = {
+                s: _GrowingArray(directory / f"{s}_thumbnails.npy", small, np.float32)
+                for s in SPLITS
+            }
         self._index_file = (directory / "index.csv").open("w", encoding="utf-8", newline="")
         self._index = csv.writer(self._index_file, lineterminator="\n")
         self._index.writerow(("image", "split", "label"))
@@ -188,6 +199,8 @@ class DatasetWriter:
         assert split == "test" or self._images["test"].num_rows == 0
         self._images[split].append(images)
         self._labels[split].append(labels)
+        if self._thumbnails:
+            self._thumbnails[split].append(thumbnails(images))
         rows = zip(names, labels.tolist(), strict=True)
         self._index.writerows((name, split, label) for name, label in rows)
 
@@ -221,8 +234,9 @@ class DatasetWriter:
 
     def close(self) -> None:
         """Finish all files."""
-        for array in (*self._images.values(), *self._labels.values()):
-            array.close()
+        for arrays in (self._images, self._labels, self._thumbnails):
+            for array in arrays.values():
+                array.close()
         self._index_file.close()
 
 
