@@ -8,6 +8,7 @@ in it is taken as done; so an interrupted run continues where it was.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -211,8 +212,20 @@ def _workplace(output: Path, resumable: Path | None) -> Iterator[Path]:
             logger.info("refine: continuing from %s", resumable)
         resumable.mkdir(parents=True, exist_ok=True)
         yield resumable
-        # copied, not moved: what is interrupted here would take the finished rounds along
+        # linked, not moved: what is interrupted here would take the finished rounds along
         shutil.copytree(
-            resumable, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("training")
+            resumable,
+            partial,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("training"),
+            copy_function=_link,
         )
     artifacts.remove(resumable)
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or copy it where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
