@@ -51,8 +51,13 @@ from vitdc.report.figures import AMBER, BLUE, GREEN, INK, LINE, MUTED, PNG_DPI, 
 from vitdc.seeding import derive_seed
 
 ROOT = Path(__file__).parents[1]
-# a sixth of the images, in as many optimizer steps; self-supervision keeps its 60 epochs
-FASHION = ("data.max_train=10000", "pretraining.epochs=12", "joint.epochs=6")
+# a sixth of the images, in about as many optimizer steps
+FASHION = (
+    "data.max_train=10000",
+    "pretraining.epochs=12",
+    "pretraining.self_supervised.epochs=60",
+    "joint.epochs=6",
+)
 DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits": ("params.yaml", ()),
     "fashion": ("params/fashion-mnist.yaml", FASHION),

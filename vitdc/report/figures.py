@@ -541,7 +541,7 @@ def _draw_tile(
     for row, image in enumerate(images):
         upper = y + row * side
         extent = (x, x + side, upper + side, upper)
-        axes.imshow(rgb(image), extent=extent, interpolation="nearest")
+        axes.imshow(shrunk(image, round(side * PNG_DPI)), extent=extent, interpolation="nearest")
     if wrong:
         frame = Rectangle((x, y), side, side * len(images), fill=False, edgecolor=WRONG, lw=2.4)
         axes.add_patch(frame)
@@ -550,6 +550,15 @@ def _draw_tile(
 def rgb(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8; grey becomes RGB so that no colour map is applied."""
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.asarray(image)
+
+
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """(h, w, 3) uint8 with h, w <= side of (H, W, C) uint8; small images keep their pixels."""
+    from PIL import Image
+
+    picture = Image.fromarray(rgb(image))
+    picture.thumbnail((side, side))
+    return np.asarray(picture)
 
 
 # --- Shared ------------------------------------------------------------------------------------
