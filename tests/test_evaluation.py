@@ -31,6 +31,7 @@ def test_metrics_json_has_the_documented_layout_and_the_best_rounds_scores(
         "test",
         "train",
         "head_accuracy",
+        "num_clusters",
         "rounds",
         "best_round",
         "stop_reason",
@@ -38,6 +39,7 @@ def test_metrics_json_has_the_documented_layout_and_the_best_rounds_scores(
         "pixel_kmeans",
     }
     history = Round.load(toy_run.round(2))
+    assert metrics["num_clusters"] == 3
     assert metrics["rounds"] == 2
     assert metrics["best_round"] == history.best_round
     assert metrics["stop_reason"] == history.verdict

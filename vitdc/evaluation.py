@@ -93,6 +93,7 @@ def collect_metrics(
         "head_accuracy": {
             split: _head_accuracy(dataset, best.embeddings, split) for split in SPLITS
         },
+        "num_clusters": len(best.clustering.centroids),
         "rounds": history.current.round,
         "best_round": history.best_round,
         "stop_reason": history.stop_reason,
