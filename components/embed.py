@@ -11,6 +11,7 @@ def embed(
     checkpoint: dsl.Input[dsl.Model],
     settings: dict,
     embeddings: dsl.Output[dsl.Dataset],
+    initial: dsl.Input[dsl.Artifact] = None,
 ):
     """Embed every image of both splits, with its cross-entropy and what the head predicts."""
     from pathlib import Path
@@ -21,6 +22,7 @@ def embed(
         made = steps.embed(
             dataset=Path(dataset.path),
             checkpoint=Path(checkpoint.path),
+            features=kubeflow.features(initial) if initial else None,
             **config,
             output=Path(embeddings.path),
         )

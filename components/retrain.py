@@ -12,6 +12,7 @@ def retrain(
     settings: dict,
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    initial: dsl.Input[dsl.Artifact] = None,
 ):
     """Train on with the joint loss (eq. 8), against the frozen clusters of the round before."""
     from pathlib import Path
@@ -27,6 +28,7 @@ def retrain(
             dataset=data,
             checkpoint=kubeflow.state(before).checkpoint,
             clustering=kubeflow.state(before).clustering,
+            features=kubeflow.features(initial or before),
             **config,
             output=Path(checkpoint.path),
             scratch=kubeflow.scratch(),

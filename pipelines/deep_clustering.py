@@ -172,8 +172,11 @@ class _Rounds:
 
     def add(self, number: int, *, initial: Any, before: Any, history: Any) -> None:
         """Round `number`, and the rounds or the evaluation after it."""
-        retrained = self._task(components.retrain, number, before=before)
-        made = self._embed_and_cluster(number, retrained.outputs["checkpoint"], before=before)
+        # ML Metadata takes an artifact once per task
+        first = {} if before is initial else {"initial": initial}
+        retrained = self._task(components.retrain, number, before=before, **first)
+        checkpoint = retrained.outputs["checkpoint"]
+        made = self._embed_and_cluster(number, checkpoint, initial=initial, before=before)
         previous = {"previous": history} if history else {}
         checked = self._task(
             components.check,
@@ -184,7 +187,7 @@ class _Rounds:
         ).outputs
         found = {"initial": initial, "last": made["state"], "round": checked["round"]}
         found["verdict"] = checked["Output"]
-        if before is not initial:  # ML Metadata takes an artifact once per task
+        if first:
             found["previous"] = before
         with dsl.If(checked["Output"] != CONTINUE, name=f"stop-after-round-{number}"):
             self._evaluate(f"evaluate (round {number})", **found)
@@ -197,10 +200,14 @@ class _Rounds:
                     number + 1, initial=initial, before=made["state"], history=checked["round"]
                 )
 
-    def _embed_and_cluster(self, number: int, checkpoint: Any, **before: Any) -> dict[str, Any]:
+    def _embed_and_cluster(
+        self, number: int, checkpoint: Any, *, initial: Any = None, before: Any = None
+    ) -> dict[str, Any]:
         made = {"checkpoint": checkpoint}
-        made |= self._task(components.embed, number, **made).outputs
-        made |= self._task(components.cluster, number, **made, **before).outputs
+        first = {"initial": initial} if initial else {}
+        made |= self._task(components.embed, number, **made, **first).outputs
+        earlier = {"before": before} if before else {}
+        made |= self._task(components.cluster, number, **made, **earlier).outputs
         return made
 
     def _evaluate(self, name: str, **rounds: Any) -> None:

@@ -17,6 +17,8 @@ from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
 
 _PREFIX = "pipelinechannel--"
+_RECORDS = ("start-record", "continue-record")
+"""Tasks whose outputs have names like no other task's."""
 
 
 def compact(pipeline: PipelineSpec, platform: PlatformSpec) -> None:
@@ -123,9 +125,12 @@ def share_components(pipeline: PipelineSpec, platform: PlatformSpec) -> None:
 def shorten_names(pipeline: PipelineSpec) -> None:
     """Take the KFP compiler's prefix from the inputs of all groups, in place.
 
-    All inputs of a group have it, so that they stay different without it.
+    All inputs of a group have it, so that they stay different without it. So do the settings that
+    every round takes from the task that makes the record.
     """
-    text = json_format.MessageToJson(pipeline, indent=None).replace(_PREFIX, "")
+    text = json_format.MessageToJson(pipeline, indent=None)
+    for prefix in (*(f"{_PREFIX}{task}-" for task in _RECORDS), _PREFIX):
+        text = text.replace(prefix, "")
     pipeline.CopyFrom(json_format.Parse(text, PipelineSpec()))
 
 

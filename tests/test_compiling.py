@@ -207,8 +207,23 @@ def test_a_later_run_imports_the_round_that_it_continues() -> None:
     assert importer["key"] == importer["taskInfo"]["name"]  # KFP finds it by this name
     # KFP's importer cannot look at the outputs of other tasks
     uri = importer["inputs"]["parameters"]["uri"]
-    assert uri == {"componentInputParameter": "continue-record-last_uri"}
+    assert uri == {"componentInputParameter": "last_uri"}
     assert "continued_run_id" in pipeline["root"]["inputDefinitions"]["parameters"]
+
+
+@pytest.mark.parametrize("room", [None, Room(first=3, last=4)])
+def test_later_rounds_take_the_features_that_round_0_has(room: Room | None) -> None:
+    """A frozen backbone sees every image once; ML Metadata takes an artifact once per task."""
+    pipeline, _ = compiled(room=room)
+    found = {
+        name: set(task.get("inputs", {}).get("artifacts", {})) for name, task, _ in tasks(pipeline)
+    }
+    for number in (1, 2, 3) if room is None else (3, 4):
+        retrain = {"dataset", "before"} | ({"initial"} if number > 1 else set())
+        assert found[f"retrain (round {number})"] == retrain
+        assert found[f"embed (round {number})"] == {"dataset", "checkpoint", "initial"}
+    if room is None:
+        assert found["embed (round 0)"] == {"dataset", "checkpoint"}
 
 
 def test_an_exit_handler_runs_after_everything() -> None:

@@ -25,6 +25,8 @@ FROM_STATE = {
     ("retrain", "checkpoint"): "before",
     ("retrain", "clustering"): "before",
     ("check", "clustering"): "before",
+    ("embed", "features"): "initial",
+    ("retrain", "features"): "initial",
 }
 # What a component takes although its step does not.
 BEYOND_STEP = {
@@ -32,9 +34,7 @@ BEYOND_STEP = {
     "cluster": {"checkpoint"},  # to put it into the state
     "evaluate": {"verdict"},  # by which the pipeline decides whether it runs
 }
-# Only a shortcut, which no task takes: the features of a frozen backbone are computed anew in each.
-SHORTCUTS = ("features",)
-NOT_INPUTS = ("return", "output", "scratch", "on_listed", "watcher", *SHORTCUTS)
+NOT_INPUTS = ("return", "output", "scratch", "on_listed", "watcher")
 
 
 def step_arguments(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import toys
 from safetensors.torch import load_file, save_file
 from toys import COMPUTE, contents, from_call, interrupt
 
-from vitdc import loop, steps, training
+from vitdc import kubeflow, loop, steps, training
 from vitdc.artifacts import Checkpoint, Dataset, Embeddings, Round, RoundPaths
 from vitdc.config import ConvergenceConfig, JointConfig, ModelConfig, PretrainingConfig
 from vitdc.errors import InputError
@@ -373,6 +374,16 @@ def test_a_frozen_model_predicts_exports_and_is_a_backbone_itself(
 
 
 Vitdc = Callable[..., int]
+
+
+def test_a_task_of_kubeflow_finds_the_features_in_the_state_of_round_0(
+    toy_run: toys.ToyRun, unlabelled: Path, model: ModelConfig, tmp_path: Path
+) -> None:
+    refine(unlabelled, pretrain(unlabelled, model, tmp_path / "p"), tmp_path / "rounds")
+    state = SimpleNamespace(path=str(tmp_path / "rounds" / "00"), metadata={})
+    assert kubeflow.features(state) == tmp_path / "rounds" / "00" / "embeddings"
+    everything_trained = SimpleNamespace(path=str(toy_run.rounds / "00"), metadata={})
+    assert kubeflow.features(everything_trained) is None
 
 
 def test_the_commands_hand_features_on(

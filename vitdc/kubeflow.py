@@ -170,6 +170,12 @@ def state(artifact: Artifact) -> RoundPaths:
     return RoundPaths.in_directory(Path(artifact.path))
 
 
+def features(initial: Artifact) -> Path | None:
+    """The embeddings of round 0, where they hold what a frozen backbone says about the images."""
+    found = state(initial)
+    return found.embeddings if Checkpoint.load(found.checkpoint).is_frozen else None
+
+
 def next_round(before: Artifact) -> int:
     """The number of the round that follows the one whose state `before` is."""
     return Checkpoint.load(state(before).checkpoint).round + 1
