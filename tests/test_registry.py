@@ -518,6 +518,18 @@ def test_the_first_model_becomes_the_champion(store: MlflowClient, toy_run: toys
     assert champion(store) == 1
 
 
+@pytest.mark.parametrize("model", [None, NAME, f"models:/{NAME}"])
+def test_the_first_champion_is_the_best_on_the_test_images_of_the_newest(
+    store: MlflowClient, toy_run: toys.ToyRun, model: str | None
+) -> None:
+    register(store, toy_run.rounds / "00", nmi=0.9, test_data="b" * 64)
+    register(store, toy_run.rounds / "01", nmi=0.7)
+    register(store, toy_run.rounds / "02", nmi=0.2)
+    decision = promote(model)
+    assert (decision.promoted, decision.version, decision.score) == (True, "2", 0.7)
+    assert champion(store) == 2
+
+
 def test_a_better_model_takes_over_and_the_reason_is_on_record(two: MlflowClient) -> None:
     decision = promote(None)
     assert decision.promoted
@@ -558,7 +570,7 @@ def test_an_older_version_can_take_over_again_if_it_is_better(
 ) -> None:
     register(store, toy_run.rounds / "01", nmi=0.7)
     register(store, toy_run.rounds / "02", nmi=0.6)
-    promote(NAME)
+    assert promote(f"{NAME}/2").promoted  # who names a version gets it
     assert champion(store) == 2
     assert promote(f"{NAME}/1").promoted
     assert champion(store) == 1

@@ -58,7 +58,8 @@ def command(
     MLflow is says MLFLOW_TRACKING_URI.
 
     The scores must be of the same test images; a hash tells. If they are not, name a data set that
-    both models can be scored on. The first model becomes the champion as it is.
+    both models can be scored on. While there is no champion, the best version on the test images of
+    the newest becomes it.
 
     The decision, both scores and who made it are recorded at the version and at its run. Use the
     champion as models:/NAME@champion.

@@ -27,6 +27,7 @@ from vitdc.tracking.registry import (
     named_model,
     score_tag,
     version_of_run,
+    versions_of,
 )
 from vitdc.tracking.store import existing_store
 
@@ -89,8 +90,9 @@ def promote(
     """Let a version take over an alias if it is better than the one that has it.
 
     Args:
-        model: NAME, NAME/VERSION, models:/NAME/VERSION or the id of a run; None means the newest
-            version of the only registered model.
+        model: NAME, NAME/VERSION, models:/NAME/VERSION or the id of a run; None means the only
+            registered model. Without a version the newest one, and where no version has the alias
+            yet, the best that was scored on the same test images as the newest.
         alias: The alias.
         metric: nmi_test, ari_test or acc_test.
         margin: The score has to be better by more than this.
@@ -108,7 +110,9 @@ def promote(
             " v2, ..."
         )
     with existing_store(way_out=WHERE_REGISTERED) as client:
-        version = _chosen_version(client, model)
+        version, is_named = _chosen_version(client, model)
+        if not is_named and _holder(client, version.name, alias) is None:
+            version = _best_like(client, version, metric)
     while True:
         with existing_store(way_out=WHERE_REGISTERED) as client:
             contest = _contest(client, version, alias)
@@ -123,12 +127,22 @@ def promote(
                 return decision
 
 
-def _chosen_version(client: MlflowClient, model: str | None) -> ModelVersion:
+def _chosen_version(client: MlflowClient, model: str | None) -> tuple[ModelVersion, bool]:
+    """The version that `model` means, and whether it names that very one."""
     if model is None:
-        return find_version(client, f"models:/{named_model(client)}")
-    if model.startswith("models:"):
-        return find_version(client, model)
-    return version_of_run(client, model) or find_version(client, f"models:/{model}")
+        model = named_model(client)
+    elif version := version_of_run(client, model):
+        return version, True
+    uri = model if model.startswith("models:") else f"models:/{model}"
+    return find_version(client, uri), bool(re.search(r"[/@]", uri.removeprefix("models:/")))
+
+
+def _best_like(client: MlflowClient, version: ModelVersion, metric: str) -> ModelVersion:
+    """The best version that was scored on the same test images, the newest of equals."""
+    same = version.tags.get(TEST_DATA_TAG)
+    versions = [v for v in versions_of(client, version.name) if v.tags.get(TEST_DATA_TAG) == same]
+    scored = [(s, int(v.version), v) for v in versions if (s := _recorded(v, metric)) is not None]
+    return max(scored)[2] if same and scored else version
 
 
 def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
