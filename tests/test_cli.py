@@ -21,6 +21,7 @@ from vitdc.artifacts import Dataset, Evaluation
 from vitdc.cli import COMMANDS, OTHERS
 from vitdc.cli.steps import parse_docstring
 from vitdc.config import Params
+from vitdc.scratch import alone
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{step.__name__: step for step in steps.STEPS},
@@ -343,6 +344,26 @@ def test_run_takes_the_method_from_the_images_to_the_report(
     first = contents(Path("here/results"))
     assert vitdc("run", "--output", "here", *small) == 0
     assert contents(Path("here/results")) == first
+
+
+def test_a_second_run_into_the_same_output_is_refused(
+    vitdc: Vitdc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone(Path("here")):
+        assert vitdc("run", "--output", "here") == 2
+    assert refused(capsys).startswith(f"vitdc: here: process {os.getpid()} on ")
+    assert not Path("here").exists()
+
+
+def test_a_file_that_ends_too_early_is_no_interruption(
+    vitdc: Vitdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: object) -> None:
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("vitdc.config.Params.load", read)
+    with pytest.raises(EOFError, match="No data left"):
+        vitdc("run", "--output", "here")
 
 
 @pytest.mark.parametrize(

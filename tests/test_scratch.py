@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vitdc.errors import InputError
-from vitdc.scratch import claimed
+from vitdc.scratch import alone, claimed
 
 HOLD = """
 import sys, pathlib
@@ -24,10 +24,12 @@ with claimed(pathlib.Path(sys.argv[1])) as place:
 
 
 @contextmanager
-def other_process(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def other_process(
+    directory: Path, *, program: str = HOLD
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that holds a claim, and the name of what it was given."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(directory)],
+        [sys.executable, "-c", program, str(directory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -73,3 +75,32 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         claimed(tmp_path / "scratch" / "refine-1"),
     ):
         pass
+
+
+OWN = """
+import sys, pathlib
+from vitdc.scratch import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_second_process_in_a_directory_of_results_is_told_of_the_first(tmp_path: Path) -> None:
+    with other_process(tmp_path / "out", program=OWN) as (process, _):
+        with (
+            pytest.raises(InputError, match=rf"out: process {process.pid} on .* is at work there"),
+            alone(tmp_path / "out"),
+        ):
+            pass
+        process.kill()
+        process.wait()
+        with alone(tmp_path / "out"):
+            assert (tmp_path / "out" / ".owner").read_text() != ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_is_used_in_turns_is_free(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), alone(tmp_path / "out"):
+            raise ZeroDivisionError

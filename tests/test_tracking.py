@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
+from processes import wait_until
 
 from vitdc import tracking
 from vitdc.artifacts import ClusteringScores, Dataset, RoundRow, SplitScores
@@ -636,6 +637,46 @@ def test_tracking_that_is_off_records_nothing(tmp_path: Path, monkeypatch: Any) 
         tracker.log_rounds(ROWS)
         tracker.log_result(rows=ROWS, metrics=METRICS, results=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_whose_making_was_killed_does_not_block_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    script = "from vitdc.tracking.store import open_store\nwith open_store(): pass"
+    partial = tmp_path / ".mlflow.db.partial"
+    making = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    try:
+        wait_until(lambda: partial.exists() and partial.stat().st_size > 100_000)
+    finally:
+        making.kill()
+        making.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    with store_module.open_store() as client:
+        assert client.search_experiments()
+    assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db"}
+
+
+def test_what_an_interrupted_mlflow_left_is_put_aside(store: Path) -> None:
+    """MLflow would end with: table already exists."""
+    with sqlite3.connect(store) as connection:
+        connection.execute("DELETE FROM experiments")
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    with store_module.open_store() as client:
+        assert client.search_experiments()
+    assert store.with_name("mlflow.db.half-made").exists()
+
+
+def test_a_database_with_other_tables_is_not_put_aside(store: Path) -> None:
+    store.unlink()
+    with sqlite3.connect(store) as connection:
+        connection.execute("CREATE TABLE mine (value)")
+        connection.execute("INSERT INTO mine VALUES (7)")
+    with store_module.open_store() as client:
+        assert client.search_experiments()
+    with sqlite3.connect(store) as connection:
+        assert connection.execute("SELECT value FROM mine").fetchone() == (7,)
 
 
 def test_a_fresh_store_is_made_without_a_word(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,8 @@ def claimed(directory: Path | None) -> Iterator[Path | None]:
         directory.with_name(f"{directory.name}-{number}") if number else directory
         for number in itertools.count()
     )
-    place, lock = next((place, lock) for place in places if (lock := _lock(place)))
+    found = ((place, _lock(place, place.with_name(f".{place.name}.lock"))) for place in places)
+    place, lock = next((place, lock) for place, lock in found if lock)
     try:
         yield place
     finally:
@@ -43,13 +46,41 @@ def claimed(directory: Path | None) -> Iterator[Path | None]:
         lock.release()
 
 
-def _lock(place: Path) -> FileLock | None:
-    """The lock of a directory, or None if another process holds it."""
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a directory of results while the block runs.
+
+    The system frees it when this process ends, however it does.
+
+    Raises:
+        InputError: Another process works there, or it cannot be written.
+    """
+    owner = directory / ".owner"
+    lock = _lock(directory, directory / ".lock")
+    if lock is None:
+        name = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise InputError(
+            f"{directory}: {name} is at work there; wait until it has ended, or name another"
+            " directory"
+        )
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        for file in (owner, Path(lock.lock_file)):
+            file.unlink(missing_ok=True)  # still held, so nobody starts with it
+        lock.release()
+        with suppress(OSError):  # there is something in it
+            directory.rmdir()
+
+
+def _lock(place: Path, file: Path) -> FileLock | None:
+    """The lock of a directory by this file, or None if another process holds it."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(place.with_name(f".{place.name}.lock"), blocking=False)
+    lock = FileLock(file, blocking=False)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         return None

@@ -110,7 +110,9 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
     except (InputError, TrainingError) as error:
         click.echo(f"vitdc: {error}", err=True)
         sys.exit(exit_code(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # a broken file, which click takes for Ctrl-D
+            raise error.__cause__ from None
         click.echo("vitdc: interrupted; nothing half-written is left", err=True)
         sys.exit(130)
     sys.exit(0)

@@ -42,6 +42,7 @@ def command(
     from vitdc import artifacts, loop, steps
     from vitdc.artifacts import Checkpoint, Embeddings
     from vitdc.config import Params
+    from vitdc.scratch import alone
 
     params = Params.load(params_file, overrides)
     dataset, pretrained, rounds = (output / name for name in ("dataset", "pretrained", "rounds"))
@@ -59,21 +60,22 @@ def command(
     def on_listed(source: Source) -> None:
         _check(params, source, with_model=reuse is None)
 
-    started = time.perf_counter()
-    execute(steps.prepare, params, {"output": dataset, "on_listed": on_listed})
-    preparation = time.perf_counter() - started
-    if reuse:
-        steps.check_reusable(round_0["checkpoint"], dataset=dataset, params=params)
-    else:
-        made = {**training, "output": pretrained}
-        pretrain(steps.pretrain, params, made, preparation=preparation)
-    refine(loop.refine, params, {**training, **round_0, "output": rounds})
-    evaluate(
-        steps.evaluate,
-        params,
-        {"dataset": dataset, "rounds": rounds, "output": output / "results"},
-    )
-    artifacts.remove(scratch)
+    with alone(output):  # two runs would mix what they write
+        started = time.perf_counter()
+        execute(steps.prepare, params, {"output": dataset, "on_listed": on_listed})
+        preparation = time.perf_counter() - started
+        if reuse:
+            steps.check_reusable(round_0["checkpoint"], dataset=dataset, params=params)
+        else:
+            made = {**training, "output": pretrained}
+            pretrain(steps.pretrain, params, made, preparation=preparation)
+        refine(loop.refine, params, {**training, **round_0, "output": rounds})
+        evaluate(
+            steps.evaluate,
+            params,
+            {"dataset": dataset, "rounds": rounds, "output": output / "results"},
+        )
+        artifacts.remove(scratch)
 
 
 def _check(params: Params, source: Source, *, with_model: bool) -> None:

@@ -8,7 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
@@ -83,8 +83,8 @@ def open_store(
     ):
         from mlflow import MlflowClient
 
-        uri = _prepare_database(uri)
         with _alone(uri):
+            uri = _prepare_database(uri)
             client = MlflowClient(uri, registry_uri=uri)
         yield client
 
@@ -131,6 +131,8 @@ def quiet_mlflow() -> None:
 def _prepare_database(uri: str) -> str:
     """Open a database once: mlflow itself retries for minutes before it says what is wrong.
 
+    An SQLite file is made where there is none.
+
     Returns:
         The URI, with the absolute path of an SQLite file, so that it does not depend on the
         working directory.
@@ -142,6 +144,7 @@ def _prepare_database(uri: str) -> str:
     url = sqlalchemy.make_url(uri)
     if file := sqlite_file(uri):
         file.parent.mkdir(parents=True, exist_ok=True)
+        _make_whole(file)
         url = url.set(database=str(file))
     engine = sqlalchemy.create_engine(url)
     try:
@@ -149,6 +152,38 @@ def _prepare_database(uri: str) -> str:
     finally:
         engine.dispose()
     return url.render_as_string(hide_password=False)
+
+
+def _make_whole(file: Path) -> None:
+    """Make an SQLite store under another name, so that it appears with all tables or not at all.
+
+    MLflow takes seconds to make them and cannot go on where it was interrupted. What an interrupted
+    MLflow left is put aside.
+    """
+    from mlflow import MlflowClient
+
+    if file.exists() and not _is_half_made(file):
+        return
+    partial = file.with_name(f".{file.name}.partial")
+    for leftover in (partial, partial.with_name(f"{partial.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    try:
+        uri = f"sqlite:///{partial}"
+        MlflowClient(uri, registry_uri=uri)
+        if file.exists():
+            file.rename(file.with_name(f"{file.name}.half-made"))
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_half_made(file: Path) -> bool:
+    """Whether a store lacks the experiment Default, which MLflow makes last; so it holds no run."""
+    with closing(sqlite3.connect(file)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if "experiments" not in tables:
+            return not tables  # others would not be MLflow's
+        return not connection.execute("SELECT count(*) FROM experiments").fetchone()[0]
 
 
 @contextmanager
