@@ -258,7 +258,9 @@ def test_experiments_do_not_share_runs(store: Path, results: Path) -> None:
 # --- another result of the same parameters -----------------------------------------------------
 
 
-def test_another_result_takes_the_place_of_the_old_one(store: Path, results: Path) -> None:
+def test_another_result_takes_the_place_of_the_old_one_and_says_so(
+    store: Path, results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     evaluate(make_params(), results)
     old = only_run(store)
     rows = [*ROWS[:2], RoundRow(2, 0.3, 0.29, 0.1, 0.9, 0.88, 0.8, 0.95, 0.05, verdict="converged")]
@@ -268,6 +270,9 @@ def test_another_result_takes_the_place_of_the_old_one(store: Path, results: Pat
     assert_complete(store, new, rows)
     (trashed,) = runs(store, view=ViewType.DELETED_ONLY)
     assert trashed.info.run_id == old.info.run_id
+    (said,) = [record.getMessage() for record in caplog.records if "trash" in record.getMessage()]
+    assert f"mlflow runs restore --run-id {old.info.run_id}" in said
+    assert f"{new.info.run_id} takes its place" in said
 
 
 def test_an_empty_run_id_is_none(

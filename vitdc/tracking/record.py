@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ from vitdc.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+_logger = logging.getLogger(__name__)
 
 GOING_ON = "RUNNING"  # the state of a pipeline run that has not ended
 
@@ -365,6 +368,12 @@ class RunRecord:
             newer = _create_run(self._client, old.experiment_id, self._description, tags)
         if old.lifecycle_stage != "deleted":
             self._client.delete_run(old.run_id)
+            _logger.warning(
+                "run %s has other results for the same parameters and images, so it was moved to"
+                " MLflow's trash (`mlflow runs restore --run-id %s` brings it back); %s takes its"
+                " place",
+                *(old.run_name, old.run_id, newer.info.run_id),
+            )
         inputs = run.inputs.dataset_inputs if run.inputs else []
         self._client.log_inputs(newer.info.run_id, inputs)
         self._run = newer
