@@ -100,6 +100,18 @@ def test_plausible_numbers_are_stable_and_near_the_best_without_a_gap() -> None:
     assert (found.smallest, found.largest) == (4, 8)
 
 
+def test_a_finer_scale_is_named_where_the_silhouette_rises_once_more() -> None:
+    """Silhouette and stability of 60,000 images of Fashion-MNIST, which has ten classes."""
+    silhouettes = (0.52, 0.60, 0.58, 0.64, 0.58, 0.55, 0.57, 0.54, 0.55, 0.545, 0.55, 0.54)
+    stabilities = (1, 1, 1, 1, 1, 0.93, 0.92, 0.96, 0.98, 0.98, 0.89, 0.81)
+    found = judge(trials(*zip(silhouettes, stabilities, strict=True)), num_points=9)
+    assert (found.best.num_clusters, found.smallest, found.largest) == (5, 4, 6)
+    assert found.finer == (7, 11)
+    assert "4 to 6 clusters are plausible, on a finer scale 7 to 11, judging by" in str(found)
+    falling = judge(trials((0.5, 1), (0.6, 1), (0.5, 1), (0.4, 1), (0.3, 1)), num_points=9)
+    assert falling.finer is None
+
+
 def test_an_unstable_number_is_not_the_best_unless_all_are() -> None:
     found = judge(trials((0.3, 1), (0.5, 1), (0.9, 0.4)), num_points=9)
     assert found.best.num_clusters == 3

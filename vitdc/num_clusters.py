@@ -59,6 +59,8 @@ class Suggestion(NamedTuple):
         smallest: The plausible numbers begin here.
         largest: They end here.
         num_points: Points that were scored.
+        finer: Ends of a second range, of more clusters, where the silhouette rises once more: what
+            is alike from afar may consist of several kinds. None where it only falls.
     """
 
     trials: list[Trial]
@@ -66,6 +68,7 @@ class Suggestion(NamedTuple):
     smallest: int
     largest: int
     num_points: int
+    finer: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         number, silhouette, stability = self.best
@@ -73,8 +76,9 @@ class Suggestion(NamedTuple):
         agreement = "agree" if stability >= STABLE else "do not even agree"
         is_end = self.best in (self.trials[0], self.trials[-1])
         hint = f"; {number} is an end of clustering.k_range, so try another range" if is_end else ""
+        finer = " on a finer scale {} to {},".format(*self.finer) if self.finer else ""
         return (
-            f"{self.smallest} to {self.largest} clusters are plausible, judging by"
+            f"{self.smallest} to {self.largest} clusters are plausible,{finer} judging by"
             f" {self.num_points} images: of {tried}, {number} have the highest silhouette"
             f" ({silhouette:.3f}), and samples {agreement} on them (ARI {stability:.2f}){hint}"
         )
@@ -141,6 +145,21 @@ def judge(trials: list[Trial], *, num_points: int) -> Suggestion:
     """The best number of clusters, and the plausible ones around it."""
     stable = [trial for trial in trials if trial.stability >= STABLE]
     best = max(stable or trials, key=lambda trial: trial.silhouette)
+    smallest, largest = _plausible(trials, best)
+    rest = [trial for trial in trials if trial.num_clusters > largest]
+    peaks = [
+        each
+        for before, each, after in zip(rest, rest[1:], rest[2:], strict=False)
+        if each in stable and before.silhouette < each.silhouette >= after.silhouette
+    ]
+    finer = None
+    if peaks:
+        finer = _plausible(rest, max(peaks, key=lambda trial: trial.silhouette))
+    return Suggestion(trials, best, smallest, largest, num_points, finer)
+
+
+def _plausible(trials: list[Trial], best: Trial) -> tuple[int, int]:
+    """The ends of the run of plausible numbers around the best."""
 
     def is_plausible(trial: Trial) -> bool:
         distance = abs(trial.num_clusters - best.num_clusters)
@@ -150,7 +169,7 @@ def judge(trials: list[Trial], *, num_points: int) -> Suggestion:
     here = trials.index(best)
     below = [*takewhile(is_plausible, trials[here::-1])]
     above = [*takewhile(is_plausible, trials[here:])]
-    return Suggestion(trials, best, below[-1].num_clusters, above[-1].num_clusters, num_points)
+    return below[-1].num_clusters, above[-1].num_clusters
 
 
 def _candidates(

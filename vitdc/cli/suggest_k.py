@@ -58,8 +58,9 @@ def command(
     range, because images do not say what counts as a kind: two alike may be one. Look at
     the clusters of a number or two before you decide. More than 5,000 images are sampled.
 
-    Two or three clusters may be a coarse split, such as indoors and outdoors. Let the range begin
-    higher to look past it: --k-range 4 20.
+    Few clusters may be a coarse split, such as indoors and outdoors. Where the silhouette rises
+    once more, a second range, of more clusters, is named. Let the range begin higher to look past a
+    split: --k-range 4 20.
 
     \b
     vitdc suggest-k outputs/mine/results --output k.png
@@ -112,6 +113,8 @@ def table(suggestion: Suggestion) -> str:
         mark = ""
         if suggestion.smallest <= number <= suggestion.largest:
             mark = "best" if trial == suggestion.best else "plausible"
+        elif suggestion.finer and suggestion.finer[0] <= number <= suggestion.finer[1]:
+            mark = "plausible on a finer scale"
         bar = "#" * round(BAR * max(0, silhouette))
         lines.append(f"{number:8}  {silhouette:10.3f}  {stability:9.2f}  {bar} {mark}".rstrip())
     return "\n".join(lines)

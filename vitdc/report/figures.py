@@ -303,8 +303,9 @@ def _signed(value: float) -> str:
 def draw_num_clusters(suggestion: Suggestion) -> Figure:
     """Silhouette and stability against the number of clusters; the plausible ones are shaded."""
     figure, axes = empty_figure(4.8, 3.3)
-    smallest, largest = suggestion.smallest, suggestion.largest
-    _shade_span(axes, smallest, largest, f"{smallest} to {largest}")
+    spans = [(suggestion.smallest, suggestion.largest)]
+    for first, last in [*spans, suggestion.finer] if suggestion.finer else spans:
+        _shade_span(axes, first, last, f"{first} to {last}")
     numbers = [trial.num_clusters for trial in suggestion.trials]
     ends = []
     for name, color, marker in (("stability", SKY, "s"), ("silhouette", BLUE, "o")):
