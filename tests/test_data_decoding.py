@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitdc.data import decoding
 from vitdc.data.decoding import Pixels, decode, decode_chunk, decode_chunks, ordered_map
 from vitdc.errors import TrainingError
 
@@ -222,6 +223,18 @@ def test_chunks_come_back_in_order_whatever_the_number_of_processes(num_workers)
     decoded = [*decode_chunks(chunks, GREY8, num_workers=num_workers)]
     greys = np.concatenate([images[:, 0, 0, 0] for images, _ in decoded])
     assert greys.tolist() == list(range(40))
+
+
+def test_a_process_killed_while_another_is_started_is_one_line(monkeypatch, tmp_path):
+    """The executor has closed the pipes then that it hands to the other."""
+
+    def submit(executor, *arguments):
+        executor._broken = "a process was killed"
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr(decoding.ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(TrainingError, match="a process that decodes images was killed"):
+        next(decode_chunks([["a.png"]], GREY8, num_workers=2))
 
 
 @pytest.mark.parametrize("quick_start", [False, True])

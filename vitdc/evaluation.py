@@ -277,10 +277,14 @@ def _decode(
     embeddings = findings.embeddings
     decoder = fit_decoder(embeddings.train.embedding, dataset.train.images, seed=seed)
     indices = pictured_images(data)
+    measured = "test" if len(dataset.test) else "train"
     return Decoded(
         indices=indices,
         images=decode(decoder, embeddings.split(data.split).embedding[indices]),
         error=reconstruction_error(
-            decoder, embeddings.test.embedding, dataset.test.images, seed=seed
+            decoder,
+            embeddings.split(measured).embedding,
+            dataset.split(measured).images,
+            seed=seed,
         ),
     )

@@ -238,8 +238,13 @@ def decode_chunks(
     )
 
     def submit(files: Sequence[File]) -> Future[Decoded]:
-        with _interrupts_held_back():  # in the process too that this may start
-            return executor.submit(_decode_in_worker, files, pixels)
+        try:
+            with _interrupts_held_back():  # in the process too that this may start
+                return executor.submit(_decode_in_worker, files, pixels)
+        except OSError:
+            if executor._broken:  # while another was being started: it needs a pipe that is closed
+                raise BrokenProcessPool from None
+            raise
 
     try:
         yield from ordered_map(submit, chunks, ahead=2 * num_workers)

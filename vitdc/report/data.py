@@ -22,7 +22,7 @@ class Decoded:
     Attributes:
         indices: (P,) ascending: which images; `pictured_images` says which are needed.
         images: (P, H, W, C) uint8.
-        error: Mean squared error per pixel in [0, 1], over held-out images.
+        error: Mean squared error per pixel in [0, 1], over held-out images if there are any.
     """
 
     indices: np.ndarray
