@@ -55,7 +55,6 @@ ROOT = Path(__file__).parents[1]
 FASHION = (
     "data.max_train=10000",
     "pretraining.epochs=12",
-    "pretraining.self_supervised.epochs=60",
     "joint.epochs=6",
 )
 DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
