@@ -245,7 +245,7 @@ def test_a_killed_process_is_one_line(tmp_path, quick_start):
     chunks = [[str(silent)]] * 3
     decoded = decode_chunks(chunks, GREY8, num_workers=2, quick_start=quick_start)
     with ThreadPoolExecutor(1) as thread:
-        killed = thread.submit(kill_a_child)
+        killed = thread.submit(kill_a_child, multiprocessing.active_children())
         with pytest.raises(TrainingError, match="a process that decodes images was killed"):
             next(decoded)
         killed.result()
@@ -257,7 +257,7 @@ def test_a_process_killed_while_another_starts_is_one_line(monkeypatch, quick_st
     monkeypatch.setattr(BaseProcess, "start", slow_start)
     chunks = itertools.repeat([encoded(Image.new("L", (8, 8)), "PNG")])
     with ThreadPoolExecutor(1) as thread:
-        killed = thread.submit(kill_a_child, of=2)
+        killed = thread.submit(kill_a_child, multiprocessing.active_children(), of=2)
         with pytest.raises(TrainingError, match="a process that decodes images was killed"):
             deque(decode_chunks(chunks, GREY8, num_workers=2, quick_start=quick_start), maxlen=0)
         killed.result()
@@ -268,8 +268,9 @@ def slow_start(process: BaseProcess, start=BaseProcess.start) -> None:
     time.sleep(1)
 
 
-def kill_a_child(of: int = 1) -> None:
-    while len(children := multiprocessing.active_children()) < of:
+def kill_a_child(others: list[BaseProcess], *, of: int = 1) -> None:
+    """Kill the first of the children that start from now on; other tests may have left some."""
+    while len(children := set(multiprocessing.active_children()) - {*others}) < of:
         time.sleep(0.01)
     if of > 1:
         time.sleep(0.5)  # both have started, and the executor does not know of the second yet
