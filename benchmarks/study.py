@@ -52,11 +52,7 @@ from vitdc.seeding import derive_seed
 
 ROOT = Path(__file__).parents[1]
 # a sixth of the images, in about as many optimizer steps
-FASHION = (
-    "data.max_train=10000",
-    "pretraining.epochs=12",
-    "joint.epochs=6",
-)
+FASHION = ("data.max_train=10000", "pretraining.epochs=12", "joint.epochs=6")
 DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits": ("params.yaml", ()),
     "fashion": ("params/fashion-mnist.yaml", FASHION),

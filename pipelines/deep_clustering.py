@@ -172,22 +172,21 @@ class _Rounds:
 
     def add(self, number: int, *, initial: Any, before: Any, history: Any) -> None:
         """Round `number`, and the rounds or the evaluation after it."""
-        # ML Metadata takes an artifact once per task
-        first = {} if before is initial else {"initial": initial}
-        retrained = self._task(components.retrain, number, before=before, **first)
+        is_first = before is initial  # ML Metadata takes an artifact once per task
+        features = None if is_first else initial
+        retrained = self._task(components.retrain, number, before=before, initial=features)
         checkpoint = retrained.outputs["checkpoint"]
         made = self._embed_and_cluster(number, checkpoint, initial=initial, before=before)
-        previous = {"previous": history} if history else {}
         checked = self._task(
             components.check,
             number,
             embeddings=made["embeddings"],
             before=before,
-            **previous,
+            previous=history,
         ).outputs
         found = {"initial": initial, "last": made["state"], "round": checked["round"]}
         found["verdict"] = checked["Output"]
-        if first:
+        if not is_first:
             found["previous"] = before
         with dsl.If(checked["Output"] != CONTINUE, name=f"stop-after-round-{number}"):
             self._evaluate(f"evaluate (round {number})", **found)
@@ -204,10 +203,8 @@ class _Rounds:
         self, number: int, checkpoint: Any, *, initial: Any = None, before: Any = None
     ) -> dict[str, Any]:
         made = {"checkpoint": checkpoint}
-        first = {"initial": initial} if initial else {}
-        made |= self._task(components.embed, number, **made, **first).outputs
-        earlier = {"before": before} if before else {}
-        made |= self._task(components.cluster, number, **made, **earlier).outputs
+        made |= self._task(components.embed, number, **made, initial=initial).outputs
+        made |= self._task(components.cluster, number, **made, before=before).outputs
         return made
 
     def _evaluate(self, name: str, **rounds: Any) -> None:
@@ -216,7 +213,11 @@ class _Rounds:
         self.configure.task(task, name)
 
     def _task(self, component: Any, number: int, **inputs: Any) -> Any:
-        """A task of a round, with the settings that `start_record` gave to its component."""
+        """A task of a round, with the settings that `start_record` gave to its component.
+
+        An input that is None is left out.
+        """
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         if "dataset" in component.component_spec.inputs:
             inputs["dataset"] = self.dataset
         task = component(settings=self.settings[component.name], **inputs)

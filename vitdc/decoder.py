@@ -23,7 +23,7 @@ NUM_LANDMARKS = 500  # of Nystroem's approximation of the kernel
 KERNEL_WIDTH = 0.1  # gamma of the RBF kernel, for embeddings of a total variance of 1
 PENALTIES = np.logspace(-5, 1, 7)  # of which leave-one-out error takes the best
 LARGEST_GRID = 32  # an embedding holds no finer detail; larger images are interpolated
-CHUNK_VALUES = 2**24  # pixels times channels that become float32 at a time
+CHUNK_VALUES = 2**24  # pixels times channels that are read at a time
 
 
 class Decoder(NamedTuple):

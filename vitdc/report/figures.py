@@ -303,8 +303,7 @@ def _signed(value: float) -> str:
 def draw_num_clusters(suggestion: Suggestion) -> Figure:
     """Silhouette and stability against the number of clusters; the plausible ones are shaded."""
     figure, axes = empty_figure(4.8, 3.3)
-    spans = [(suggestion.smallest, suggestion.largest)]
-    for first, last in [*spans, suggestion.finer] if suggestion.finer else spans:
+    for first, last in filter(None, ((suggestion.smallest, suggestion.largest), suggestion.finer)):
         _shade_span(axes, first, last, f"{first} to {last}")
     numbers = [trial.num_clusters for trial in suggestion.trials]
     ends = []
