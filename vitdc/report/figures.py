@@ -80,7 +80,13 @@ def build_figures(data: ReportData) -> dict[str, Figure]:
 def figure_png(figure: Figure) -> bytes:
     """Encode a figure; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    figure.savefig(
+        buffer,
+        format="png",
+        dpi=PNG_DPI,
+        metadata={"Software": None},
+        pil_kwargs={"compress_level": 4},  # twice as fast as 6, and 2 % larger
+    )
     return buffer.getvalue()
 
 
@@ -512,39 +518,51 @@ def _draw_strip(
     top: float,
 ) -> None:
     """Draw one cluster's pictures: typical members, a gap, doubtful members."""
-    places = [
-        *((left + i * TILE, index) for i, index in enumerate(pictures.typical)),
-        *(
-            (left + 0.2 + i * TILE, index)
-            for i, index in enumerate(pictures.doubtful, start=_num_typical(data))
-        ),
-    ]
-    for x, index in places:
-        decoded = None if snapshot.decoded is None else snapshot.decoded.image(int(index))
-        _draw_tile(axes, data.images[index], decoded, x=x, y=top, wrong=bool(wrong[index]))
+    doubtful_left = left + 0.2 + _num_typical(data) * TILE
+    for x, indices in ((left, pictures.typical), (doubtful_left, pictures.doubtful)):
+        if len(indices):
+            _draw_tiles(axes, data, snapshot, indices, wrong, left=x, top=top)
 
 
-def _draw_tile(
+def _draw_tiles(
     axes: Axes,
-    original: np.ndarray,
-    decoded: np.ndarray | None,
+    data: ReportData,
+    snapshot: Snapshot,
+    indices: np.ndarray,
+    wrong: np.ndarray,
     *,
-    x: float,
-    y: float,
-    wrong: bool,
+    left: float,
+    top: float,
 ) -> None:
-    """Draw an image above its decoding, framed if it is wrong."""
+    """Draw images side by side, each above its decoding, framed if it is wrong.
+
+    All of them are one image of matplotlib, which draws hundreds of small ones slowly.
+    """
     from matplotlib.patches import Rectangle
 
-    side = 0.92 * TILE
-    images = [original] if decoded is None else [original, decoded]
-    for row, image in enumerate(images):
-        upper = y + row * side
-        extent = (x, x + side, upper + side, upper)
-        axes.imshow(shrunk(image, round(side * PNG_DPI)), extent=extent, interpolation="nearest")
-    if wrong:
-        frame = Rectangle((x, y), side, side * len(images), fill=False, edgecolor=WRONG, lw=2.4)
-        axes.add_patch(frame)
+    rows = [[data.images[index] for index in indices]]
+    if snapshot.decoded is not None:
+        rows.append([snapshot.decoded.image(int(index)) for index in indices])
+    most = round(0.92 * TILE * PNG_DPI)
+    tiles = np.array([[shrunk(image, most) for image in row] for row in rows])
+    num_rows, _, height, width, _ = tiles.shape  # (R, n, h, w, 3)
+    gap = -(-width // 12)
+    side = TILE * width / (width + gap)
+    sheet = np.zeros((num_rows, height, len(indices), width + gap, 4), np.uint8)  # transparent
+    sheet[..., :width, :3] = tiles.transpose(0, 2, 1, 3, 4)
+    sheet[..., :width, 3] = 255
+    extent = (left, left + len(indices) * TILE, top + num_rows * side, top)
+    axes.imshow(
+        sheet.reshape(num_rows * height, -1, 4),
+        extent=extent,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    for position in np.flatnonzero(wrong[indices]):
+        corner = (left + position * TILE, top)
+        axes.add_patch(
+            Rectangle(corner, side, num_rows * side, fill=False, edgecolor=WRONG, lw=2.4)
+        )
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
