@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import toys
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from toys import COMPUTE, contents, from_call, interrupt
 
 from vitdc import kubeflow, loop, steps, training
 from vitdc.artifacts import Checkpoint, Dataset, Embeddings, Round, RoundPaths
-from vitdc.config import ConvergenceConfig, JointConfig, ModelConfig, PretrainingConfig
+from vitdc.config import ConvergenceConfig, DataConfig, JointConfig, ModelConfig, PretrainingConfig
 from vitdc.errors import InputError
 from vitdc.export import export_model
 from vitdc.model import DeepClusteringViT, Top, build_model, load_model
@@ -338,6 +339,35 @@ def results(unlabelled: Path, model: ModelConfig, tmp_path: Path) -> Path:
         output=tmp_path / "results",
     )
     return tmp_path / "results"
+
+
+def test_images_that_stay_in_their_files_give_the_same_results(
+    model: ModelConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for index, pixels in enumerate(toys.toy_images(np.arange(30) % 3, side=12)):
+        Image.fromarray(pixels[..., 0]).save(tmp_path / "photos" / f"{index:02d}.png")
+    metrics, embeddings = [], []
+    for keep_decoded in (True, False):
+        output = tmp_path / str(keep_decoded)
+        values = {"root": str(tmp_path / "photos"), "image_size": 12, "num_workers": 1}
+        data = DataConfig(source="folder", keep_decoded=keep_decoded, **values)
+        steps.prepare(data=data, output=output / "dataset")
+        checkpoint = pretrain(output / "dataset", model, output / "p")
+        refine(output / "dataset", checkpoint, output / "rounds")
+        rounds = loop.round_directories(output / "rounds")
+        found = steps.evaluate(
+            dataset=output / "dataset",
+            **loop.round_arguments(rounds),
+            evaluation=toys.EVALUATION,
+            compute=COMPUTE,
+            seed=0,
+            output=output / "results",
+        )
+        metrics.append(found.metrics)
+        embeddings.append((rounds[-1] / "embeddings" / "train_embedding.npy").read_bytes())
+    assert metrics[0] == metrics[1]
+    assert embeddings[0] == embeddings[1]
 
 
 def test_a_frozen_model_predicts_exports_and_is_a_backbone_itself(

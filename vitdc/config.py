@@ -131,12 +131,24 @@ class DataConfig(Section):
     """How many unreadable images may be skipped (and are counted) before `prepare` refuses."""
     max_pixels: PositiveInt = 64_000_000
     """An image with more pixels counts as a decompression bomb and is unreadable."""
+    keep_decoded: bool = True
+    """`false` keeps no decoded copy of the images: with `folder` and `s3://`, every step reads them
+    from their files again. For more images than the disk holds, and a frozen backbone, which sees
+    every image once."""
     num_workers: PositiveInt | None = None
     """Processes that decode images; null means one per CPU core. The result does not depend on
     it."""
     seed: NonNegativeInt = 0
     """Seed of the split and of the subsets. Separate from the top-level `seed`, so that runs with
     different seeds are scored on the same test images."""
+
+    @field_validator("keep_decoded")
+    @classmethod
+    def _can_be_read_again(cls, value: bool, info: ValidationInfo) -> bool:
+        source = info.data.get("source", "")  # missing if it is wrong itself
+        if not value and source and source != "folder" and not source.startswith("s3://"):
+            raise ValueError(f"must be true: images of {source} cannot be read one by one")
+        return value
 
     @field_validator("label_fraction")
     @classmethod

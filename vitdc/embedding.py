@@ -1,6 +1,11 @@
-"""Streaming passes: z, per-image cross-entropy, prediction of the head; features below them."""
+"""Streaming passes: z, per-image cross-entropy, prediction of the head; features below them.
+
+The next batch is read while the model is at work on one.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -8,6 +13,7 @@ from torch import nn
 
 from vitdc.artifacts import SplitEmbeddings
 from vitdc.errors import TrainingError
+from vitdc.inference import Ahead
 from vitdc.model import DeepClusteringViT, images_to_tensor, to_tensor
 from vitdc.objectives.supervised import cross_entropy_per_image
 from vitdc.progress import progress_bar
@@ -41,10 +47,9 @@ def embed_split(
         TrainingError: The model's output is not finite.
     """
     progress = progress_bar(total=len(inputs), desc=description, unit="image", leave=False)
-    with progress:
-        for start in range(0, len(inputs), batch_size):
-            rows = slice(start, start + batch_size)
-            output = model(to_tensor(inputs[rows], device))
+    with progress, Ahead(_batches(inputs, batch_size), limit=1) as batches:
+        for rows, batch in batches:
+            output = model(to_tensor(batch, device))
             if not (output.embedding.isfinite().all() and output.logits.isfinite().all()):
                 raise TrainingError(
                     f"{description}: the model gives numbers that are not finite; train it again,"
@@ -80,8 +85,14 @@ def represent_split(
     """
     step = model.batch_size(batch_size)
     progress = progress_bar(total=len(images), desc=description, unit="image", leave=False)
-    with progress:
-        for start in range(0, len(images), step):
-            batch = images_to_tensor(images[start : start + step], device)
-            out[start : start + step] = model.represent(batch).float().cpu().numpy()
+    with progress, Ahead(_batches(images, step), limit=1) as batches:
+        for rows, batch in batches:
+            represented = model.represent(images_to_tensor(batch, device))
+            out[rows] = represented.float().cpu().numpy()
             progress.update(len(batch))
+
+
+def _batches(inputs: np.ndarray, size: int) -> Generator[tuple[slice, np.ndarray]]:
+    for start in range(0, len(inputs), size):
+        rows = slice(start, start + size)
+        yield rows, inputs[rows]

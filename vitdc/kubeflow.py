@@ -161,8 +161,18 @@ def task_settings(
 
 
 def data_section(data: Mapping[str, Any]) -> DataConfig:
-    """The dict parameter `data` as its config section."""
-    return _params({"data": data}).data
+    """The dict parameter `data` as its config section.
+
+    Raises:
+        InputError: It keeps no images, which the pods of the other tasks could not read.
+    """
+    found = _params({"data": data}).data
+    if not found.keep_decoded:
+        raise InputError(
+            "data.keep_decoded: false is for `vitdc run` and `dvc repro`; on Kubeflow the prepared"
+            " images travel from task to task as an artifact"
+        )
+    return found
 
 
 def state(artifact: Artifact) -> RoundPaths:

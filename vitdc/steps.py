@@ -608,7 +608,7 @@ def evaluate(
     kmeans = ClusteringConfig.parse(best_found.clustering.config, where=str(paths[best].clustering))
     with limited_threads(compute.num_threads):
         pixels = None
-        if evaluation.pixel_baseline and images.train.has_labels:
+        if evaluation.pixel_baseline and images.train.has_labels and images.keeps_images:
             pixels = findings.score_pixels(images, kmeans, seed=derive_seed(seed, "pixels"))
         metrics = findings.collect_metrics(images, best_found, history, pixels=pixels)
         parameters = _parameters(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from vitdc.artifacts.storage import (
 )
 from vitdc.typicality import thumbnails
 
+if TYPE_CHECKING:
+    from vitdc.data.streaming import FileImages
+
 KNOWN = "train_known.npy"
 
 Supervision = Literal["full", "partial", "none"]
@@ -31,7 +34,7 @@ class Split:
     """One split of a data set.
 
     Attributes:
-        images: (N, H, W, C) uint8, memory-mapped.
+        images: (N, H, W, C) uint8, memory-mapped, or `vitdc.data.streaming.FileImages`.
         labels: (N,) int64, -1 where the class is unknown.
         thumbnails: (N, h, w, C) float32 from `vitdc.typicality.thumbnails`, memory-mapped; the
             images where these are no larger, and in older data sets.
@@ -53,6 +56,7 @@ class Split:
 class Dataset:
     """Prepared images. Payload: {train,test}_{images,labels}.npy, index.csv and perhaps
     {train,test}_thumbnails.npy, so that a round need not read all pixels, and train_known.npy.
+    Where images stay in their files, {train,test}_digests.npy take the place of the images.
 
     Attributes:
         train: The split that is trained and clustered.
@@ -88,7 +92,7 @@ class Dataset:
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
-        splits = {split: _read_split(path, split) for split in SPLITS}
+        splits = {split: _read_split(path, split, metadata.get("files")) for split in SPLITS}
         return cls(
             **splits,
             name=metadata["name"],
@@ -101,6 +105,11 @@ class Dataset:
             known=_read_known(path, splits["train"].labels),
             origin=metadata.get("origin", {}),  # older data sets have none
         )
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether decoded images are in it; else they stay in their files."""
+        return isinstance(self.train.images, np.ndarray)
 
     @property
     def supervision(self) -> Supervision:
@@ -135,14 +144,13 @@ class Dataset:
         It comes from the hashes of the files; no image is read.
         """
         hashes = payload_hashes(self.path)
-        text = hashes[f"{name}_images.npy"] + hashes[f"{name}_labels.npy"]
+        images = hashes.get(f"{name}_images.npy") or hashes[f"{name}_digests.npy"]
+        text = images + hashes[f"{name}_labels.npy"]
         return hashlib.sha256(text.encode()).hexdigest()
 
     def image_names(self) -> Iterator[tuple[str, str]]:
         """Stream (image id or relative path, split), training images first, in array order."""
-        with (self.path / "index.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                yield row["image"], row["split"]
+        return _image_names(self.path)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -151,10 +159,35 @@ class Dataset:
         return height, width, channels
 
 
-def _read_split(path: Path, split: str) -> Split:
+def _read_split(path: Path, split: str, files: Mapping[str, Any] | None) -> Split:
     images, small = (path / f"{split}_{name}.npy" for name in ("images", "thumbnails"))
     labels = np.array(read_array(path / f"{split}_labels.npy"))
-    return Split(read_array(images), labels, read_array(small if small.exists() else images))
+    if files is not None:
+        found = cast(np.ndarray, _file_images(path, split, files))  # it reads like one
+    else:
+        found = read_array(images)
+    return Split(found, labels, read_array(small) if small.exists() else found)
+
+
+def _file_images(path: Path, split: str, files: Mapping[str, Any]) -> FileImages:
+    from vitdc.config import DataConfig
+    from vitdc.data.streaming import FileImages
+
+    names = [image for image, its_split in _image_names(path) if its_split == split]
+    config = DataConfig.parse(dict(files), where=f"{path}: files")
+    return FileImages(config, names, np.array(read_array(path / f"{split}_digests.npy")))
+
+
+def _image_names(path: Path) -> Iterator[tuple[str, str]]:
+    with (path / "index.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield row["image"], row["split"]
+
+
+def image_digests(images: np.ndarray) -> np.ndarray:
+    """(n,) uint64: a hash of the pixels of each of (n, H, W, C) uint8 images."""
+    hashes = (hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8) for image in images)
+    return np.array([int.from_bytes(each.digest(), "little") for each in hashes], np.uint64)
 
 
 def _read_known(path: Path, labels: np.ndarray) -> np.ndarray:
@@ -165,25 +198,29 @@ def _read_known(path: Path, labels: np.ndarray) -> np.ndarray:
 class DatasetWriter:
     """Streams images into a Dataset, all training images first; made by `writing_dataset`."""
 
-    def __init__(self, directory: Path, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        image_shape: tuple[int, int, int],
+        files: Mapping[str, Any] | None,
+    ) -> None:
         self.metadata: dict[str, Any] = {}
-        self._directory = directory
-        self._images = {
-            s: _GrowingArray(directory / f"{s}_images.npy", image_shape, np.uint8) for s in SPLITS
-        }
-        self._labels = {
-            s: _GrowingArray(directory / f"{s}_labels.npy", (), np.int64) for s in SPLITS
-        }
-        self._thumbnails = {}
+        self._directory, self._image_shape, self._files = directory, image_shape, files
         small = thumbnails(np.empty((1, *image_shape), np.uint8)).shape[1:]
-        if small != image_shape:
-            self._thumbnails = {
-                s: _GrowingArray(directory / f"{s}_thumbnails.npy", small, np.float32)
-                for s in SPLITS
-            }
+        self._labels = self._arrays("labels", (), np.int64)
+        self._images = {} if files else self._arrays("images", image_shape, np.uint8)
+        self._digests = self._arrays("digests", (), np.uint64) if files else {}
+        needed = files or small != image_shape
+        self._thumbnails = self._arrays("thumbnails", small, np.float32) if needed else {}
         self._index_file = (directory / "index.csv").open("w", encoding="utf-8", newline="")
         self._index = csv.writer(self._index_file, lineterminator="\n")
         self._index.writerow(("image", "split", "label"))
+
+    def _arrays(
+        self, name: str, row_shape: tuple[int, ...], dtype: Any
+    ) -> dict[str, _GrowingArray]:
+        paths = {split: self._directory / f"{split}_{name}.npy" for split in SPLITS}
+        return {split: _GrowingArray(path, row_shape, dtype) for split, path in paths.items()}
 
     def append(
         self, split: str, *, names: Iterable[str], labels: np.ndarray, images: np.ndarray
@@ -196,9 +233,13 @@ class DatasetWriter:
             labels: (n,), -1 where the class is unknown.
             images: (n, H, W, C) uint8.
         """
-        assert split == "test" or self._images["test"].num_rows == 0
-        self._images[split].append(images)
+        assert split == "test" or self._labels["test"].num_rows == 0
+        assert images.shape[1:] == self._image_shape, (images.shape, self._image_shape)
         self._labels[split].append(labels)
+        if self._files is None:
+            self._images[split].append(images)
+        else:
+            self._digests[split].append(image_digests(images))
         if self._thumbnails:
             self._thumbnails[split].append(thumbnails(images))
         rows = zip(names, labels.tolist(), strict=True)
@@ -231,10 +272,12 @@ class DatasetWriter:
             "num_unreadable": num_unreadable,
             "origin": dict(origin or {}),
         }
+        if self._files is not None:
+            self.metadata["files"] = dict(self._files)
 
     def close(self) -> None:
         """Finish all files."""
-        for arrays in (self._images, self._labels, self._thumbnails):
+        for arrays in (self._images, self._digests, self._labels, self._thumbnails):
             for array in arrays.values():
                 array.close()
         self._index_file.close()
@@ -274,7 +317,11 @@ class _GrowingArray:
 
 @contextmanager
 def writing_dataset(
-    path: Path, made_by: Mapping[str, Any], *, image_shape: tuple[int, int, int]
+    path: Path,
+    made_by: Mapping[str, Any],
+    *,
+    image_shape: tuple[int, int, int],
+    files: Mapping[str, Any] | None = None,
 ) -> Iterator[DatasetWriter]:
     """Write a Dataset atomically: `append` to the yielded writer, then `describe` it.
 
@@ -282,8 +329,9 @@ def writing_dataset(
         path: The artifact's directory; replaced if it exists.
         made_by: As for `writing`.
         image_shape: (H, W, C) of every image.
+        files: The `data` section that says where the images are read again; None keeps them.
     """
     with writing(path, Dataset.kind, made_by) as writer:
-        with closing(DatasetWriter(writer.directory, image_shape)) as dataset:
+        with closing(DatasetWriter(writer.directory, image_shape, files)) as dataset:
             yield dataset
         writer.metadata = dataset.metadata

@@ -12,6 +12,7 @@ decoding    one image file -> pixels, over all cores
 labels      which labels may be trained on
 sampling    stratified, seeded split and subset
 version     what changes when the images behind a configuration do
+streaming   images that are decoded again whenever they are read
 statistics  mean, standard deviation and content hash, streaming
 """
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from vitdc.data.sources import Source
 
 # What says where the images lie or how they are read, but not what they are.
-NOT_CONTENT = {"root", "endpoint_url", "repo", "rev", "path", "num_workers", "max_unreadable"}
+NOT_CONTENT = {
+    "root", "endpoint_url", "repo", "rev", "path",
+    "num_workers", "max_unreadable", "keep_decoded",
+}  # fmt: skip
 
 
 def write_dataset(
@@ -69,6 +73,7 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
     from vitdc.artifacts import writing_dataset
     from vitdc.data.labels import KnownLabels
     from vitdc.data.statistics import ContentHash, PixelStatistics
+    from vitdc.data.streaming import located
 
     known = KnownLabels(config)
     if source.train_labels is not None:
@@ -77,7 +82,12 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
     content = ContentHash(source.image_shape)
     made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
     with (
-        writing_dataset(output, made_by, image_shape=source.image_shape) as dataset,
+        writing_dataset(
+            output,
+            made_by,
+            image_shape=source.image_shape,
+            files=None if config.keep_decoded else located(config),
+        ) as dataset,
         closing(source.batches()) as batches,
     ):
         for batch in batches:

@@ -88,8 +88,7 @@ class FileSource:
                 " any size; e.g. 32"
             )
         self._store, self._config = store, config
-        channels = config.channels or DEFAULT_CHANNELS
-        self._pixels = Pixels(config.image_size, channels, config.max_pixels)
+        self._pixels = pixels_of(config)
         names, self._labels, self.class_names = read_layout(
             store, is_partial=config.labels == "partial"
         )
@@ -193,6 +192,12 @@ class FileSource:
     def _list_unreadable(self) -> str:
         listed = [f"{name} ({reason})" for name, reason in self._unreadable[:MAX_LISTED]]
         return "; ".join(listed) + _and_more(self.num_unreadable - len(listed))
+
+
+def pixels_of(config: DataConfig) -> Pixels:
+    """The pixels that are wanted of every image of a store."""
+    assert config.image_size is not None, "files need a size"
+    return Pixels(config.image_size, config.channels or DEFAULT_CHANNELS, config.max_pixels)
 
 
 def stream_images(
