@@ -8,7 +8,6 @@ the results in a directory.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import re
@@ -32,6 +31,7 @@ from vitdc.artifacts import Evaluation
 from vitdc.config import Params
 from vitdc.errors import InputError, TrainingError, one_line
 from vitdc.kubeflow import SCRATCH_VARIABLE
+from vitdc.scratch import alone
 
 _PROGRESS = re.compile(r"\d+%\|")
 _OURS = re.compile(r"^vitdc: ")
@@ -87,7 +87,7 @@ def run_pipeline(
         "PYTHONUNBUFFERED": "1",
     }
     with (
-        _exclusive(root),
+        alone(root),  # runs with equal parameters would write the same files
         _private_file(log) as file,
         mock.patch.dict(os.environ, variables),
         _ending_tasks(),
@@ -128,24 +128,6 @@ def _check_output(output: Path, root: Path) -> None:
     existing = next(path for path in here.parents if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError(f"--output {output}: cannot be written: no permission in {existing}")
-
-
-@contextlib.contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
-    """Hold `root` for this process: two runs with equal parameters would write the same files."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"--root {root}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"--root {root}: another run is using it; wait, or name another directory"
-            ) from None
-        yield
 
 
 @contextlib.contextmanager

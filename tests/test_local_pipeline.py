@@ -5,7 +5,6 @@ Containers are the matter of tests/containers; a cluster cannot exist here.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -23,6 +22,8 @@ import psutil
 import pytest
 import yaml
 from toys import SMALL_PARAMS
+
+from vitdc.scratch import alone
 
 ROOT = Path(__file__).parent.parent
 
@@ -486,13 +487,11 @@ def is_task_in(process: psutil.Process, directory: Path) -> bool:
 
 def test_two_runs_at_a_time_in_one_root_are_refused(tmp_path: Path) -> None:
     project = make_project(tmp_path)
-    (tmp_path / ".kfp").mkdir()
-    with (tmp_path / ".kfp" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(tmp_path / ".kfp"):
         run = project.run("out")
     assert run.code == 2
-    assert run.errors.startswith("vitdc: --root ")
-    assert "another run is using it" in run.errors
+    assert f".kfp: process {os.getpid()} on " in run.errors
+    assert "is at work there; wait until it has ended, or name another directory" in run.errors
 
 
 BAD_INPUT = {
