@@ -88,7 +88,7 @@ def refine(dataset: Path, checkpoint: Path, output: Path, **values: Any) -> Roun
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    old, new = (load_file(path / "model.safetensors") for path in (before, after))
+    old, new = (Checkpoint.load(path).weights() for path in (before, after))
     assert old.keys() == new.keys()
     return {name for name in old if not torch.equal(old[name], new[name])}
 
@@ -238,6 +238,24 @@ def test_features_are_only_a_shortcut(
     ours, loops = contents(tmp_path / "embedded"), contents(here.embeddings)
     for name in loops.keys() - {"artifact.json"}:
         assert ours[name] == loops[name], name
+
+
+@pytest.mark.parametrize("trainable", ["none", "head"])
+def test_the_rounds_hold_a_frozen_backbone_once(
+    unlabelled: Path, model: ModelConfig, tmp_path: Path, trainable: str
+) -> None:
+    checkpoint = pretrain(
+        unlabelled, model.model_copy(update={"trainable": trainable}), tmp_path / "p"
+    )
+    refine(unlabelled, checkpoint, tmp_path / "rounds")
+    files = [
+        path / "checkpoint" / "backbone.safetensors"
+        for path in loop.round_directories(tmp_path / "rounds")
+    ]
+    assert len(files) > 1
+    assert len({file.stat().st_ino for file in (checkpoint / files[0].name, *files)}) == 1
+    rest = load_file(files[-1].with_name("model.safetensors"))
+    assert not load_file(files[-1]).keys() & rest.keys()
 
 
 def test_embeddings_that_are_there_are_taken_and_give_the_same_rounds(

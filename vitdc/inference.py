@@ -91,8 +91,8 @@ def default_threads(directory: Path) -> int:
 
     A second thread brings a small model next to nothing, and takes a core from the decoding.
     """
-    small = (directory / "checkpoint" / "model.safetensors").stat().st_size < SMALL_MODEL
-    return 1 if small else num_cores()
+    weights = (directory / "checkpoint").glob("*.safetensors")
+    return 1 if sum(file.stat().st_size for file in weights) < SMALL_MODEL else num_cores()
 
 
 class Listing(NamedTuple):

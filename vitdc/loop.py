@@ -8,7 +8,6 @@ in it is taken as done; so an interrupted run continues where it was.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -218,14 +217,6 @@ def _workplace(output: Path, resumable: Path | None) -> Iterator[Path]:
             partial,
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("training"),
-            copy_function=_link,
+            copy_function=artifacts.link,
         )
     artifacts.remove(resumable)
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name, or copy it where that cannot be."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

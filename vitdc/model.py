@@ -178,13 +178,18 @@ class DeepClusteringViT(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of all that `represent` depends on."""
-        head = {f"vit.{name}" for name in _classifier_names(self)}
         digest = hashlib.sha256(json.dumps(asdict(self.backbone), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            if name not in head and not name.startswith("adapter."):
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        tensors = self.state_dict()
+        for name in self.backbone_names():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensors[name].cpu().numpy()).data)
         return digest.hexdigest()
+
+    def backbone_names(self) -> list[str]:
+        """Of the weights that `represent` depends on, sorted."""
+        head = {f"vit.{name}" for name in _classifier_names(self)}
+        names = sorted(self.state_dict().keys() - head)
+        return [name for name in names if not name.startswith("adapter.")]
 
     def _trained_modules(self) -> list[nn.Module]:
         """What training changes, where it is not all."""

@@ -501,6 +501,7 @@ def retrain(
         made_by=_made_by("retrain", inputs, joint, compute, seed=seed),
         scratch=scratch,
         watcher=watcher,
+        before=checkpoint,
     )
 
 
@@ -672,6 +673,7 @@ def _train(
     made_by: dict[str, Any],
     scratch: Path | None,
     watcher: Watcher,
+    before: Path | None = None,
 ) -> Checkpoint:
     """Train, write the Checkpoint, and clear the scratch that is no longer needed."""
     from vitdc.device import limited_threads
@@ -695,7 +697,13 @@ def _train(
                 scratch=state,
                 watcher=watcher,
             )
-        replace(description, history=history).save(description.path, vit.state_dict(), made_by)
+        replace(description, history=history).save(
+            description.path,
+            vit.state_dict(),
+            made_by,
+            constant=vit.backbone_names() if vit.is_frozen else (),
+            before=before,
+        )
         if state:
             artifacts.remove(state)
     return Checkpoint.load(description.path)

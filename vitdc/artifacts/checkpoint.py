@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from vitdc.artifacts.dataset import Supervision
-from vitdc.artifacts.storage import read_array, read_metadata, writing
+from vitdc.artifacts.storage import link, read_array, read_metadata, writing
 from vitdc.config import FROZEN
 from vitdc.errors import InputError
 
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+MODEL, BACKBONE = "model.safetensors", "backbone.safetensors"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained model and all that is needed to use it.
 
-    Payload: model.safetensors, and targets.npy where the targets were not the labels alone.
+    Payload: model.safetensors, and targets.npy where the targets were not the labels alone. What
+    training never changes lies apart in backbone.safetensors, so that all rounds share one file.
 
     Attributes:
         round: 0 after the initial training, r after the r-th retraining.
@@ -95,28 +98,51 @@ class Checkpoint:
         Raises:
             InputError: The file does not hold tensors, whatever its hash says.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        file = self.path / "model.safetensors"
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise InputError(f"{file}: not a safetensors file ({error})") from None
+        backbone = self.path / BACKBONE  # none in older checkpoints, and where all is trained
+        return _read(self.path / MODEL) | (_read(backbone) if backbone.exists() else {})
 
     def save(
-        self, path: Path, weights: Mapping[str, torch.Tensor], made_by: Mapping[str, Any]
+        self,
+        path: Path,
+        weights: Mapping[str, torch.Tensor],
+        made_by: Mapping[str, Any],
+        *,
+        constant: Collection[str] = (),
+        before: Path | None = None,
     ) -> None:
-        """Write this description with `weights` to `path` (`self.path` is not used)."""
+        """Write this description with `weights` to `path` (`self.path` is not used).
+
+        Args:
+            path: Directory of the artifact.
+            weights: The model's state dict.
+            made_by: As in `writing`.
+            constant: Names of the weights that training never changes.
+            before: The checkpoint that was trained on, which has the same constant weights.
+        """
         from safetensors.torch import save_file
 
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
         with writing(path, self.kind, made_by) as writer:
-            contiguous = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-            save_file(contiguous, writer.directory / "model.safetensors")
+            backbone = {name: tensors.pop(name) for name in constant}
+            save_file(tensors, writer.directory / MODEL)
+            if backbone and before and (before / BACKBONE).exists():
+                link(before / BACKBONE, writer.directory / BACKBONE)
+            elif backbone:
+                save_file(backbone, writer.directory / BACKBONE)
             if self.targets is not None:
                 writer.save("targets", self.targets)
             described = [f.name for f in fields(self) if f.name not in ("path", "targets")]
             writer.metadata = {name: getattr(self, name) for name in described}
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise InputError(f"{file}: not a safetensors file ({error})") from None
 
 
 class TrainingState(NamedTuple):

@@ -111,7 +111,18 @@ def check_replaceable(path: Path) -> None:
 def copy(source: Path, target: Path) -> None:
     """Copy an artifact; like every artifact, the copy appears whole or not at all."""
     with replacing(target) as directory:
-        shutil.copytree(source, directory, dirs_exist_ok=True)
+        shutil.copytree(source, directory, dirs_exist_ok=True, copy_function=link)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or copy it where that cannot be.
+
+    Artifacts are replaced as a whole, never written into, so a second name is as good as a copy.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def remove(path: Path) -> None:
@@ -175,7 +186,7 @@ def writing(path: Path, kind: str, made_by: Mapping[str, Any]) -> Iterator[Write
 
 
 def _describe_file(file: Path) -> dict[str, Any]:
-    description: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    description: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
     if file.suffix == ".npy":
         array = read_array(file)
         description |= {"shape": list(array.shape), "dtype": str(array.dtype)}

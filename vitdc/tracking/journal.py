@@ -29,6 +29,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from vitdc.artifacts.storage import link
+
 Entry = dict[str, Any]
 
 ABOUT, REFUSED = "about.json", "refused.jsonl"
@@ -161,24 +163,13 @@ def take_over(folder: Path) -> Iterator[Journal]:
 
 
 def keep(source: Path, target: Path) -> None:
-    """Keep a file or a directory as it is now.
-
-    Results are replaced as a whole, never written into, so a second name for a file is enough.
-    """
+    """Keep a file or a directory as it is now."""
     remove(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_or_copy)
+        shutil.copytree(source, target, copy_function=link)
     else:
-        _link_or_copy(str(source), str(target))
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
-    return target
+        link(source, target)
 
 
 def remove(path: Path) -> None:
