@@ -9,7 +9,6 @@ small images.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
@@ -408,7 +407,7 @@ def write_rows(
 
 def _write(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
     try:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        artifacts.CsvWriter(file).rows(rows)
         file.flush()
     except OSError as error:
         raise WriteError(error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -14,8 +13,10 @@ import numpy as np
 
 from vitdc.artifacts.storage import (
     SPLITS,
+    CsvWriter,
     payload_hashes,
     read_array,
+    read_csv,
     read_metadata,
     writing,
 )
@@ -140,9 +141,8 @@ class Dataset:
 
     def image_names(self) -> Iterator[tuple[str, str]]:
         """Stream (image id or relative path, split), training images first, in array order."""
-        with (self.path / "index.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                yield row["image"], row["split"]
+        for row in read_csv(self.path / "index.csv"):
+            yield row["image"], row["split"]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -182,8 +182,8 @@ class DatasetWriter:
                 for s in SPLITS
             }
         self._index_file = (directory / "index.csv").open("w", encoding="utf-8", newline="")
-        self._index = csv.writer(self._index_file, lineterminator="\n")
-        self._index.writerow(("image", "split", "label"))
+        self._index = CsvWriter(self._index_file)
+        self._index.row(("image", "split", "label"))
 
     def append(
         self, split: str, *, names: Iterable[str], labels: np.ndarray, images: np.ndarray
@@ -202,7 +202,7 @@ class DatasetWriter:
         if self._thumbnails:
             self._thumbnails[split].append(thumbnails(images))
         rows = zip(names, labels.tolist(), strict=True)
-        self._index.writerows((name, split, label) for name, label in rows)
+        self._index.rows((name, split, label) for name, label in rows)
 
     def describe(
         self,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vitdc.artifacts import CsvWriter
 from vitdc.comparison.groups import Comparison, Difference, Group, show_value
 from vitdc.comparison.runs import LABEL_FREE, SCORES, RunResult
 
@@ -64,16 +64,16 @@ def as_markdown(comparison: Comparison) -> str:
 def as_csv(comparison: Comparison) -> str:
     """A row per run with all digits and full names, for a spreadsheet."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CsvWriter(text)
     scores = [key for key, _ in COLUMNS.values()]
     about = ["run", "name", "source", "id", "group"]
-    writer.writerow([*about, *comparison.varying, *scores, "stop_reason", "data"])
+    writer.row([*about, *comparison.varying, *scores, "stop_reason", "data"])
     for run in comparison.runs:
         settings = [show_value(run.params.get(name)) for name in comparison.varying]
         values = [run.values.get(name) for name in scores]
         label = group_label(comparison, run)
         row = [run.label, run.name, run.source, run.id, label, *settings, *values]
-        writer.writerow([*row, run.state, run.data])
+        writer.row([*row, run.state, run.data])
     return text.getvalue().rstrip("\n")
 
 
