@@ -31,6 +31,11 @@ def printable(text: str) -> str:
     return _NOT_SHOWN.sub(_escape, text)
 
 
+def printable_lines(text: str) -> str:
+    """Likewise, in as many lines as the text has."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:
