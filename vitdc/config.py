@@ -415,8 +415,8 @@ class TrackingConfig(Section):
     run_name: str | None = None
     """Name of the run; null means one that says what was run."""
     registered_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | Literal[False] | None = None
-    """Name under which the final model is registered in MLflow; null means one after the data set
-    (`vitdc-digits`), false registers none."""
+    """Name under which the final model is registered in MLflow; null means one after the data
+    (`vitdc-digits`, `vitdc-photos-3fa9c1`), false registers none."""
 
 
 class ComputeConfig(Section):
