@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from toys import contents, write_toy_dataset
 
 from vitdc import artifacts
@@ -30,6 +36,7 @@ from vitdc.artifacts import (
     storage,
     writing,
 )
+from vitdc.artifacts.storage import read_csv, write_csv
 from vitdc.errors import InputError
 from vitdc.typicality import Typicality, thumbnails
 
@@ -460,6 +467,36 @@ def test_metadata_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"), writing(tmp_path / "x", "x", MADE_BY) as writer:
         writer.metadata = {"loss": float("nan")}
     assert not list(tmp_path.iterdir())
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+TEXTS = [
+    *("carriage\rreturn", "line\nfeed", "both\r\nof them", 'quo"te', '"quoted"', "com,ma", "\r"),
+    *("=1+2", "+1", "-1", "@a", "\tb", " ", "'", "#", "NA", "007"),
+    *("\u2028", "\x0b\x1c\x85", "caf\u00e9", "cafe\u0301"),
+]
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
+@example([(text, other) for text in TEXTS for other in TEXTS])
+def test_every_reader_of_a_csv_gets_what_was_written(rows: list[tuple[str, str]]) -> None:
+    header = ("image", "label")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "table.csv")
+        write_csv(path, header, rows)
+        with path.open(encoding="utf-8", newline="") as file:
+            assert list(csv.reader(file)) == [list(row) for row in (header, *rows)]
+        assert list(read_csv(path)) == [dict(zip(header, row, strict=True)) for row in rows]
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        assert list(table.itertuples(index=False, name=None)) == rows
+
+
+def test_a_csv_of_ordinary_names_has_the_bytes_of_the_standard_library(tmp_path: Path) -> None:
+    rows = [("a/b.png", 1, 0.1, None), ("c, d.png", -1, 1e-9, ""), ('e"f', 0, 2.0, "g\nh")]
+    write_csv(tmp_path / "table.csv", ("image", "label", "x", "y"), rows)
+    expected = io.StringIO()
+    csv.writer(expected, lineterminator="\n").writerows([("image", "label", "x", "y"), *rows])
+    assert (tmp_path / "table.csv").read_bytes() == expected.getvalue().encode()
 
 
 def test_digest_of_nothing_is_an_input_error(tmp_path: Path) -> None:

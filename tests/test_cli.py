@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import signal
 import subprocess
@@ -186,6 +187,38 @@ def test_params_explains_one_section_alone(
     text = capsys.readouterr().out
     assert "epsilon = 0.01" in text
     assert "gamma" not in text
+
+
+def test_output_is_utf_8_whatever_the_locale_and_control_characters_are_written_out(
+    tmp_path: Path,
+) -> None:
+    variables = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    variables.pop("PYTHONIOENCODING", None)
+    script = (
+        "import logging, click\nfrom vitdc import cli\n"
+        "@click.command()\n@click.argument('name')\ndef command(name):\n"
+        "    click.echo('\\u00fcbung')\n"
+        "    click.echo(name)\n"
+        "    logging.getLogger('vitdc.data').warning('%s: \\u65e5\\u672c', name)\n"
+        "    raise click.UsageError(name)\n"
+        "cli.run_group(command, prog_name='vitdc')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, b"caf\xe9\x1b\x07"], env=variables, capture_output=True
+    )
+    assert done.stdout.decode().splitlines() == ["\u00fcbung", "caf\\udce9\x1b\x07"]
+    shown = r"caf\xe9\x1b\x07"
+    assert done.stderr.decode().startswith(f"{shown}: \u65e5\u672c\nUsage: vitdc ")
+    assert done.stderr.decode().endswith(f"\nError: {shown}\n")
+    assert done.returncode == 2
+
+
+def test_a_terminal_gets_no_control_character_with_the_lines() -> None:
+    stream = io.TextIOWrapper(io.BytesIO())
+    terminal = cli._Terminal(stream)
+    terminal.write("image,cluster\na\x1b[31m.png,1\n")
+    terminal.flush()
+    assert stream.buffer.getvalue() == b"image,cluster\na\\x1b[31m.png,1\n"  # type: ignore[attr-defined]
 
 
 # --- exit codes --------------------------------------------------------------------------------

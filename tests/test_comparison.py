@@ -196,6 +196,18 @@ def test_a_parameter_with_quotes_is_shown_as_it_is() -> None:
     assert 'name="a"b"' in as_text(compare(runs))
 
 
+def test_names_from_elsewhere_do_nothing_to_a_terminal() -> None:
+    runs = toy_results()
+    evil = "a\x1b[2J\rb\nc"
+    runs = [replace(runs[0], label=evil, params={**runs[0].params, "tag": evil}), *runs[1:]]
+    for form in (as_text, as_markdown):
+        text = form(compare(runs))
+        assert r"a\x1b[2J\rb\nc" in text
+        assert not set(text) & set("\x1b\r")
+    row = next(csv.DictReader(io.StringIO(as_csv(compare(runs)), newline="")))
+    assert row["run"] == evil
+
+
 # --- as text -----------------------------------------------------------------------------------
 
 

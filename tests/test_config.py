@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +17,23 @@ from vitdc.config import DataConfig, JointConfig, ModelConfig, Params
 from vitdc.errors import InputError
 
 ROOT = Path(__file__).parent.parent
+TEXTS = [
+    *(
+        "batch #2",
+        "a: b",
+        "a:b",
+        "[raw] scans",
+        "{x}",
+        "*all",
+        "- list",
+        "-dash",
+        "@home",
+        "`tick`",
+    ),
+    *("2024", "2024-01-15", "0123", "1e3", "1_000", "1:30", "no", "yes", "null", "~", "100%"),
+    *("'quoted'", '"quoted"', "Ann's", "a=b", "a,b", "a & b", "\u00fcbung", " space "),
+]
+"""Names that people give to folders, and YAML has another meaning for."""
 
 
 def write(directory: Path, text: str) -> Path:
@@ -193,6 +213,67 @@ def test_overrides_change_one_parameter_and_keep_the_others(
     assert params.model_dump() == before
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_is_typed(tmp_path: Path, text: str) -> None:
+    knobs = ("data.root", "model.pretrained", "tracking.run_name", "tracking.experiment")
+    params = Params.load(write(tmp_path, ""), [f"{knob}={text}" for knob in knobs])
+    assert [attrgetter(knob)(params) for knob in knobs] == [text] * len(knobs)
+
+
+@pytest.mark.parametrize(
+    ("written", "root"),
+    [
+        *((text, text) for text in ("no", "0123", "1:30", "1e3", "2024-01-15", "2024")),
+        *((text, None) for text in ("null", "~", "")),
+        ("'null'", "null"),
+    ],
+)
+def test_text_in_a_file_is_not_read_as_anything_but_null(
+    tmp_path: Path, written: str, root: str | None
+) -> None:
+    assert Params.load(write(tmp_path, f"data:\n  root: {written}\n")).data.root == root
+    assert Params.load(write(tmp_path, "{}"), [f"data={{root: {written}}}"]).data.root == root
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("model.pretrained=true", True),
+        ("model.pretrained=False", False),
+        ("tracking.registered_model=false", False),
+        ("tracking.registered_model=true", "true"),  # no other value of its own
+        ("tracking.registered_model=null", None),  # a text of a fixed form
+        ("model.trainable=null", None),
+        ("kubernetes.s3_secret=0123", "0123"),
+        (
+            "kubernetes.node_selector={disk: no, generation: 0123}",
+            {"disk": "no", "generation": "0123"},
+        ),
+        ("kubernetes.node_selector.disk=no", {"disk": "no"}),
+        ("kubernetes.image_pull_secrets=[1, no]", ("1", "no")),
+        ("clustering.num_clusters=auto", "auto"),
+        ("clustering.num_clusters=12", 12),
+        ("clustering.k_range=[2, 5]", (2, 5)),
+        ("model.pooling=null", None),
+    ],
+)
+def test_what_else_a_parameter_may_be_keeps_its_meaning(
+    tmp_path: Path, override: str, value: Any
+) -> None:
+    section, key = override.partition("=")[0].split(".")[:2]
+    assert getattr(getattr(Params.load(write(tmp_path, ""), [override]), section), key) == value
+
+
+def test_text_for_dvc_is_quoted_as_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    assert """-S "++data.root='batch #2'" """ in page
+    assert "`'` is written `\\'`" in page
+    for name in TEXTS:
+        params = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+        apply_overrides(params, ["++data.root='" + name.replace("'", "\\'") + "'"])
+        assert Params.load(params).data.root == name
+
+
 def test_the_last_override_wins_and_the_seed_has_no_section(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1")
     assert Params.load(path, ["seed=2", "seed=3"]).seed == 3
@@ -243,6 +324,16 @@ def test_a_section_survives_yaml_and_doubles(joint: JointConfig) -> None:
     }
     assert JointConfig.parse(through_yaml, where="yaml") == joint
     assert JointConfig.parse(as_doubles, where="kubeflow") == joint
+
+
+@given(st.text(), st.sampled_from(["data", "data.root", "clustering.k_range", "kubernetes"]))
+def test_any_override_is_either_accepted_or_refused_with_a_message(text: str, name: str) -> None:
+    message = "-S "
+    try:
+        Params.load(ROOT / "params.yaml", [f"{name}={text}"])
+    except InputError as error:
+        message = str(error)
+    assert "-S " in message
 
 
 @given(

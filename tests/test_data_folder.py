@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,31 @@ def test_links_are_followed_but_not_in_circles(write_images, tmp_path):
     (root / "cats" / "again").symlink_to(root)
     names = {row["image"] for row in index_of(prepare(root))}
     assert names == {"cats/a.png", "cats/b.png", "dogs/c.png"}
+
+
+def test_a_copy_in_another_unicode_form_is_the_same_data_set(write_images):
+    names = [
+        f"{folder}/{i}-\u00e4.png"
+        for folder in ("caf\u00e9", "cafg", "\u00dcbung")
+        for i in range(9)
+    ]
+    found = []
+    for form in ("NFC", "NFD"):
+        root = write_images(*(unicodedata.normalize(form, name) for name in names), folder=form)
+        dataset = prepare(root, max_train=16, label_fraction=0.5)
+        assert {row["image"] for row in index_of(dataset)} <= {  # by the names that they have
+            str(path.relative_to(root)) for path in root.rglob("*.png")
+        }
+        rows = [unicodedata.normalize("NFC", str(row)) for row in index_of(dataset)]
+        found.append((dataset.content_hash, dataset.class_names, dataset.known.tolist(), rows))
+    assert found[0] == found[1]
+    assert found[0][1] == ("cafg", "caf\u00e9", "\u00dcbung")
+
+
+def test_class_folders_of_the_same_name_in_two_unicode_forms_are_refused(write_images):
+    root = write_images("caf\u00e9/1.png", "cafe\u0301/2.png", "tea/3.png")
+    message = refusal(root)
+    assert r"'cafe\u0301' and 'caf\xe9'" in message
 
 
 def test_greyscale_on_request(write_images):

@@ -739,6 +739,7 @@ WRONG_LABELS = {
     "missing": (np.where(LABELS, LABELS, np.nan), "nan is no label"),
     "negative": (LABELS - 2, "-2 is no label"),
     "mixed": (["a", 1] * 21, "strings and numbers are mixed"),
+    "twins": (["caf\u00e9", "cafe\u0301"] * 21, "the same text in two Unicode forms"),
     "unknown as text": (np.array(["a", "-1"] * 21), "'-1' in an array of strings"),
 }
 

@@ -221,6 +221,22 @@ def test_names_that_are_no_text_are_listed_and_all_others_written(
     assert "standard input: names no images" in refused(predict(folder_run.results, "-"))
 
 
+def test_any_name_that_a_file_can_have_comes_back(
+    folder_run: FolderRun, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["=1+2.png", "a\rb.png", "c\nd\r\n.png", 'e"f, g.png', "\x1b[31m.png", " -h.png "]
+    for name in names:
+        shutil.copy(folder_run.images / "left" / "003.png", tmp_path / name)
+    (tmp_path / "\x1b[2J\r.png").write_text("not an image")
+    found = subprocess.run(["find", tmp_path, "-print0"], capture_output=True, check=True).stdout
+    paths = b"\0".join(path for path in found.split(b"\0") if b".png" in path) + b"\0"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(paths)))
+    done = predict(folder_run.results, "-")
+    assert sorted(row["image"] for row in done.rows) == sorted(f"{tmp_path}/{n}" for n in names)
+    assert f"skipped {tmp_path}/\\x1b[2J\\r.png: not an image of a known format\n" in done.err
+    assert "\x1b" not in done.err
+
+
 def test_a_table_in_a_file_is_whole_although_files_were_skipped(
     folder_run: FolderRun, predict: Predict, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -26,12 +27,12 @@ from processes import wait_until
 from vitdc import tracking
 from vitdc.artifacts import ClusteringScores, Dataset, RoundRow, SplitScores
 from vitdc.cli import find_command
-from vitdc.config import Params
+from vitdc.config import DataConfig, Params
 from vitdc.errors import InputError, TrainingError, end_on_sigterm
 from vitdc.tracking import MlflowTracker, NullTracker, Point, naming, open_tracker, outbox
 from vitdc.tracking import record as record_module
 from vitdc.tracking import store as store_module
-from vitdc.tracking.naming import round_key
+from vitdc.tracking.naming import data_name, round_key
 from vitdc.tracking.store import patience
 
 HASH = "0123456789abcdef" * 4
@@ -227,6 +228,49 @@ def test_a_run_on_equal_images_of_another_commit_is_the_same_run(store: Path) ->
     assert run.data.tags["vitdc.data.content_hash"] == "0.dir"
 
 
+def test_two_folders_of_one_name_are_two_names(store: Path, tmp_path: Path) -> None:
+    roots = [tmp_path / parent / "photos \u00fc" for parent in ("a", "b")]
+    for content, root in zip((HASH, "1" * 64), roots, strict=True):
+        params = make_params(data={"source": "folder", "root": str(root), "image_size": 8})
+        with open_tracker(params, dataset_name="folder", content_hash=content):
+            pass
+    first, second = runs(store)
+    for run in (first, second):
+        name = run.data.tags["vitdc.data.name"]
+        assert re.fullmatch("photos \u00fc-[0-9a-f]{6}", name)
+        assert run.info.run_name == f"{name} k=10 gamma=0.1 seed=0"
+        assert run.data.tags["vitdc.registered_model"] == f"vitdc-{name.replace(' ', '-')}"
+    assert first.data.tags["vitdc.data.name"] != second.data.tags["vitdc.data.name"]
+
+
+def test_the_name_of_the_data_stands_for_the_place(tmp_path: Path) -> None:
+    def name(**values: Any) -> str:
+        return data_name(DataConfig.parse(values, where="test"), dataset_name="the set")
+
+    places = [
+        {"source": "folder", "root": "/a/photos"},
+        {"source": "folder", "root": "/b/photos"},
+        {"source": "s3://a/b-photos"},
+        {"source": "s3://a-b/photos"},
+        {"source": "s3://a-b/photos", "endpoint_url": "https://s3.example.org"},
+        {"source": "dvc", "path": "photos"},
+        {"source": "dvc", "path": "photos", "repo": "https://example.com/images.git"},
+    ]
+    names = [name(**place) for place in places]
+    assert len(set(names)) == len(places)
+    assert all(re.fullmatch("(b-)?photos-[0-9a-f]{6}", each) for each in names)
+    assert name(source="folder", root="/a/../a/photos/") == names[0]
+    assert name(source="folder", root="/") != name(source="folder", root="/the set")
+    assert name(source="MNIST", root="/a/photos") == "the set"
+    for clone in ("mine", "yours"):
+        (tmp_path / clone / ".dvc").mkdir(parents=True)
+    mine, yours, other = (
+        name(source="folder", root=str(tmp_path / path))
+        for path in ("mine/data/photos", "yours/data/photos", "yours/more/photos")
+    )
+    assert mine == yours != other
+
+
 def test_data_is_recorded_as_mlflow_shows_it_also_when_superseded(
     store: Path, toy_dataset: Path
 ) -> None:
@@ -235,7 +279,7 @@ def test_data_is_recorded_as_mlflow_shows_it_also_when_superseded(
             tracker.log_dataset(Dataset.load(toy_dataset))
             tracker.log_rounds(rows)
     ((used,),) = [run.inputs.dataset_inputs for run in runs(store)]
-    assert (used.dataset.name, used.dataset.digest) == ("toy", "0" * 16)
+    assert (used.dataset.name, used.dataset.digest) == ("digits", "0" * 16)
     assert json.loads(used.dataset.source)["sha256"] == "0" * 64
     profile = json.loads(used.dataset.profile)
     assert (profile["num_rows"], profile["bytes"]) == (54, 54 * 64)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -426,8 +427,8 @@ class TrackingConfig(Section):
     run_name: str | None = None
     """Name of the run; null means one that says what was run."""
     registered_model: Annotated[str, Field(pattern=r"^[^/:@]+$")] | Literal[False] | None = None
-    """Name under which the final model is registered in MLflow; null means one after the data set
-    (`vitdc-digits`), false registers none."""
+    """Name under which the final model is registered in MLflow; null means one after the data
+    (`vitdc-digits`, `vitdc-photos-3fa9c1`), false registers none."""
 
 
 class ComputeConfig(Section):
@@ -605,20 +606,23 @@ class Params(Section):
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
         """Read a parameter file and apply `section.key=value` overrides.
 
+        What is text for a parameter stays the text that is written: DVC writes params.yaml as
+        YAML 1.2, where `no` and `1:30` are text; for PyYAML they are false and 90.
+
         Raises:
             InputError: The file is missing, is not YAML, or a parameter is wrong.
         """
-        values = _read_yaml(path)
+        values = _read_file(path, cls)
         overrides = tuple(overrides)
         for override in overrides:
-            _apply_override(values, override)
+            _apply_override(values, override, cls)
         where = str(path) + (f" with -S {' -S '.join(overrides)}" if overrides else "")
         return cls.parse(values, where=where)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, root: type[Section]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _read_yaml(path.read_text(encoding="utf-8"), root)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such parameter file; run in the repository's root or name one with"
@@ -635,21 +639,110 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` (or `seed=value`) in place; the value is read as YAML."""
+def _apply_override(values: dict[str, Any], override: str, root: type[Section]) -> None:
+    """Set one `section.key=value` (or `seed=value`) in place."""
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise InputError(f"-S {override}: write it as section.key=value, e.g. -S joint.gamma=0")
+    *sections, key = name.split(".")
+    annotation: Any = root
+    for part in (*sections, key):
+        annotation = _inner(annotation, part)
     try:
-        value = yaml.safe_load(text)
+        value = _read_value(text, annotation)
     except yaml.YAMLError:
         raise InputError(f"-S {override}: {text!r} is not a valid YAML value") from None
-    *sections, key = name.split(".")
     for section in sections:
         inner = values.get(section)
         values[section] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         values = inner
     values[key] = value
+
+
+def _read_value(text: str, annotation: Any) -> Any:
+    """The value of an override: text as it is typed where the parameter is text, else YAML.
+
+    Nothing at all means null. `null` does only where a text has a fixed form: a folder may be
+    called so.
+    """
+    kinds = _kinds(annotation)
+    if str not in kinds:
+        return _read_yaml(text, annotation)
+    if text.lower() in ("true", "false") and (switch := text.lower() == "true") in kinds:
+        return switch
+    if not text or (text in ("null", "~") and NoneType in kinds and _has_pattern(annotation)):
+        return None
+    return text
+
+
+def _read_yaml(text: str, annotation: Any) -> Any:
+    """Read YAML; a plain scalar is text where the parameter is text, except for null."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _keep_text(node, annotation)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _keep_text(node: yaml.Node | None, annotation: Any) -> None:
+    """Tag the scalars below a node as text where `annotation` says so."""
+    kinds = _kinds(annotation)
+    if isinstance(node, yaml.ScalarNode) and str in kinds:
+        kind = node.tag.rpartition(":")[2]
+        if kind != "null" and not (kind == "bool" and {True, False} & kinds):
+            node.tag = "tag:yaml.org,2002:str"
+    elif isinstance(node, yaml.MappingNode) and kinds:
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                _keep_text(value, _inner(annotation, key.value))
+    elif isinstance(node, yaml.SequenceNode) and kinds:
+        for value in node.value:
+            _keep_text(value, _inner(annotation, None))
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, without what Annotated says of them."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [each for member in get_args(annotation) for each in _alternatives(member)]
+    return [] if annotation is None else [annotation]
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What a parameter may be: types, and the values True and False."""
+    kinds: set[Any] = set()
+    for each in _alternatives(annotation):
+        if each is bool:
+            kinds |= {True, False}
+        elif get_origin(each) is Literal:
+            kinds |= {value for value in get_args(each) if isinstance(value, bool)} | {Literal}
+        else:
+            kinds.add(get_origin(each) or each)
+    return kinds
+
+
+def _inner(annotation: Any, key: str | None) -> Any:
+    """What a key of a section or mapping, or an item of a list, may be; None if nothing knows."""
+    for each in _alternatives(annotation):
+        if isinstance(each, type) and issubclass(each, Section) and key in each.model_fields:
+            return each.model_fields[key].annotation
+        if get_origin(each) is dict and key is not None:
+            return get_args(each)[1]
+        if get_origin(each) is tuple and key is None:
+            return get_args(each)[0]
+    return None
+
+
+def _has_pattern(annotation: Any) -> bool:
+    """Whether a text may not be any text."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_has_pattern(member) for member in get_args(annotation))
+    metadata = getattr(annotation, "__metadata__", ())
+    return any(hasattr(part, "pattern") for field in metadata for part in field.metadata)
 
 
 def _describe(root: type[Section], problem: Any) -> str:

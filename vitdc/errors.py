@@ -5,6 +5,8 @@ import signal
 import sys
 from typing import NoReturn
 
+from vitdc.names import printable
+
 
 class InputError(ValueError):
     """The user's input or configuration is wrong: exit code 2, one line, no traceback.
@@ -12,9 +14,15 @@ class InputError(ValueError):
     The message says what is wrong, where it came from and what would be valid.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class TrainingError(RuntimeError):
     """A correct configuration failed while running, e.g. a non-finite loss: exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def exit_code(error: InputError | TrainingError) -> int:

@@ -9,7 +9,6 @@ small images.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
@@ -153,8 +152,7 @@ def _list(name: str, endpoint_url: str | None) -> Listing:
         bucket = Bucket.open(name, endpoint_url=endpoint_url)
         return Listing(bucket, select_images(bucket.names(), bucket.location), bucket.location)
     if name == "-":
-        lines = sys.stdin.buffer.readlines()  # names of files need not be text
-        if paths := [os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip()]:
+        if paths := _read_paths(sys.stdin.buffer.read()):
             return _given(paths)
         raise InputError("standard input: names no images; write one path on every line")
     try:
@@ -167,6 +165,13 @@ def _list(name: str, endpoint_url: str | None) -> Listing:
         return _given([name])
     folder = Folder(name)
     return Listing(folder, select_images(folder.names(), name), os.path.join(name, ""))  # noqa: PTH118
+
+
+def _read_paths(text: bytes) -> list[str]:
+    """Paths that end with zero bytes, if there are any, else with the lines."""
+    if b"\0" in text:
+        return [os.fsdecode(path) for path in text.split(b"\0") if path]
+    return [os.fsdecode(line.rstrip(b"\r")) for line in text.split(b"\n") if line.strip()]
 
 
 def _given(paths: list[str]) -> Listing:
@@ -226,7 +231,7 @@ def read_batches(
     )
     with closing(decoding) as results:
         for chunk, decoded in zip(_names(listings), results, strict=False):  # fewer after `stop`
-            problems += [(_shown(chunk[i]), reason) for i, reason in decoded.problems.items()]
+            problems += [(chunk[i], reason) for i, reason in decoded.problems.items()]
             names += [name for i, name in enumerate(chunk) if i not in decoded.problems]
             images.append(decoded.images)
             if len(names) + len(problems) >= batch_size:
@@ -249,11 +254,6 @@ def _files(listings: Iterable[Listing]) -> Iterator[list[File]]:
             for names in _names([listing]):
                 chunk = zip(names, islice(files, len(names)), strict=True)
                 yield [file if is_text(name) else NOT_UTF8 for name, file in chunk]
-
-
-def _shown(name: str) -> str:
-    """A name that any terminal takes."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 class Ahead(Generic[Item]):
@@ -408,7 +408,7 @@ def write_rows(
 
 def _write(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
     try:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        artifacts.CsvWriter(file).rows(rows)
         file.flush()
     except OSError as error:
         raise WriteError(error) from error

@@ -6,6 +6,8 @@ import datetime
 import shutil
 from typing import TextIO
 
+from vitdc.names import printable_lines
+
 _CLEAR = "\r\x1b[K"
 
 
@@ -28,8 +30,8 @@ class ProgressLine:
         self.stream.flush()
 
     def note(self, text: str) -> None:
-        """Say something that stays."""
-        self.stream.write(f"{_CLEAR if self.terminal else ''}{text}\n")
+        """Say something that stays, in one or several lines."""
+        self.stream.write(f"{_CLEAR if self.terminal else ''}{printable_lines(text)}\n")
         self.stream.flush()
 
     def end(self) -> None:

@@ -29,6 +29,7 @@ from vitdc.artifacts.rounds import (
 )
 from vitdc.artifacts.storage import (
     SPLITS,
+    CsvWriter,
     Writer,
     check_replaceable,
     copy,
@@ -58,6 +59,7 @@ __all__ = [
     "ClusterRow",
     "Clustering",
     "ClusteringScores",
+    "CsvWriter",
     "Dataset",
     "DatasetWriter",
     "Embeddings",

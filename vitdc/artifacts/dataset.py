@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -14,8 +13,10 @@ import numpy as np
 
 from vitdc.artifacts.storage import (
     SPLITS,
+    CsvWriter,
     payload_hashes,
     read_array,
+    read_csv,
     read_metadata,
     writing,
 )
@@ -179,9 +180,8 @@ def _file_images(path: Path, split: str, files: Mapping[str, Any]) -> FileImages
 
 
 def _image_names(path: Path) -> Iterator[tuple[str, str]]:
-    with (path / "index.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            yield row["image"], row["split"]
+    for row in read_csv(path / "index.csv"):
+        yield row["image"], row["split"]
 
 
 def image_digests(images: np.ndarray) -> np.ndarray:
@@ -213,8 +213,8 @@ class DatasetWriter:
         needed = files or small != image_shape
         self._thumbnails = self._arrays("thumbnails", small, np.float32) if needed else {}
         self._index_file = (directory / "index.csv").open("w", encoding="utf-8", newline="")
-        self._index = csv.writer(self._index_file, lineterminator="\n")
-        self._index.writerow(("image", "split", "label"))
+        self._index = CsvWriter(self._index_file)
+        self._index.row(("image", "split", "label"))
 
     def _arrays(
         self, name: str, row_shape: tuple[int, ...], dtype: Any
@@ -243,7 +243,7 @@ class DatasetWriter:
         if self._thumbnails:
             self._thumbnails[split].append(thumbnails(images))
         rows = zip(names, labels.tolist(), strict=True)
-        self._index.writerows((name, split, label) for name, label in rows)
+        self._index.rows((name, split, label) for name, label in rows)
 
     def describe(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from vitdc.artifacts.rounds import RoundPaths, RoundRow, write_rounds_csv
-from vitdc.artifacts.storage import copy, read_metadata, write_json, writing
+from vitdc.artifacts.storage import copy, read_csv, read_metadata, write_json, writing
 
 _DESCRIBED = ("test_data", "parameters", "dataset_name", "content_hash")  # in artifact.json
 
@@ -70,12 +69,9 @@ class Evaluation:
 
     def clusters(self) -> Iterator[ClusterRow]:
         """Stream the rows of clusters.csv."""
-        with (self.path / "clusters.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                image, split, label, distance = (
-                    row[key] for key in ("image", "split", "label", "distance")
-                )
-                yield ClusterRow(image, split, label, int(row["cluster"]), distance)
+        for row in read_csv(self.path / "clusters.csv"):
+            texts = {key: row[key] for key in ("image", "split", "label", "distance")}
+            yield ClusterRow(cluster=int(row["cluster"]), **texts)
 
     def save(
         self,

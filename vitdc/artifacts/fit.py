@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from vitdc.artifacts.rounds import RoundRow
-from vitdc.artifacts.storage import read_metadata, writing
+from vitdc.artifacts.storage import read_csv, read_metadata, writing
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Fit:
     def load(cls, path: Path) -> Self:
         path = Path(path)
         metadata = read_metadata(path, cls.kind)
-        with (path / "labels.csv").open(encoding="utf-8", newline="") as file:
-            table = list(csv.DictReader(file))
+        table = list(read_csv(path / "labels.csv"))
         return cls(
             **{**metadata, "rows": [RoundRow(**row) for row in metadata["rows"]]},
             image_names=[row["image"] for row in table],

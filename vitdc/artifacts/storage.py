@@ -16,12 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
 from vitdc import __version__
 from vitdc.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 FORMAT_VERSIONS = {"clustering": 2}  # 1 had no atypicality
 FIRST_VERSION = 1  # of all other kinds
@@ -297,12 +300,45 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+class CsvWriter:
+    """Writes every CSV of vitdc, so that every reader gets back the texts that were written.
+
+    Lines end with a line feed. `None` becomes an empty cell, floats keep all their digits. What a
+    spreadsheet takes for a formula (a leading =) is left as it is.
+
+    Args:
+        file: Has a method `write`. Open files for it with newline="".
+    """
+
+    def __init__(self, file: SupportsWrite[str]) -> None:
+        self._file = file
+        self._writer = csv.writer(self, lineterminator="\r\n")  # it quotes what is in here
+
+    def write(self, line: str) -> None:
+        """For the writer of the standard library, which writes a row at once."""
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+    def row(self, values: Iterable[Any]) -> None:
+        """Write one row."""
+        self._writer.writerow(values)
+
+    def rows(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Write rows as they come."""
+        self._writer.writerows(rows)
+
+
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file; `None` becomes an empty cell, floats keep all their digits."""
+    """Write a CSV file, see `CsvWriter`."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer = CsvWriter(file)
+        writer.row(header)
+        writer.rows(rows)
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Stream the rows of a CSV file that vitdc wrote, by the names of its columns."""
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
 
 
 def read_array(file: Path) -> np.ndarray:

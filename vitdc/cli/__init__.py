@@ -10,16 +10,18 @@ NAME        the command NAME, for all others, as `command`; suggest-k is suggest
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
 from vitdc.cli.options import PARAMS_OPTIONS
 from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
+from vitdc.names import printable, printable_lines
 
 __all__ = ["COMMANDS", "OTHERS", "PARAMS_OPTIONS", "cli", "find_command", "main", "run_group"]
 
@@ -89,14 +91,38 @@ def cli() -> None:
     """
 
 
+class _OneLine(logging.Formatter):
+    """The message alone, with the names in it made harmless."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
+        return printable(record.message)
+
+
+class _Terminal(io.TextIOWrapper):
+    """Standard output on a terminal, which gets no control character but the ends of lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream.buffer, "utf-8", "backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        return super().write(printable_lines(text))
+
+
 def main() -> NoReturn:
     """Entry point of `vitdc`."""
+    if sys.stdout.isatty():  # tables for programs hold names as they are
+        sys.stdout = _Terminal(sys.stdout)
     run_group(cli, prog_name="vitdc")
 
 
 def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
     """Run a command line: 0 done, 1 failed while running, 2 wrong input or configuration."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("vitdc").setLevel(logging.INFO)
     # OpenMP threads that spin while they wait make every other process crawl, and on a machine
     # that is shared they are made to crawl themselves. Read when torch and faiss are loaded.
@@ -105,7 +131,8 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
     try:
         group.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error.show(text := io.StringIO())
+        click.echo(printable_lines(text.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (InputError, TrainingError) as error:
         click.echo(f"vitdc: {error}", err=True)

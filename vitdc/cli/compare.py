@@ -101,7 +101,7 @@ def command(
         from vitdc.report.comparison import render_comparison
 
         write(output, render_comparison(comparison))
-    click.echo(FORMATS[form](comparison))
+    click.echo(FORMATS[form](comparison), color=True)  # click takes nothing out of names
     if output is not None:
         click.echo(f"\npage: {output}", err=form != "text")
 

@@ -17,7 +17,8 @@ PARAMS_OPTIONS = (
         ["-S", "--set", "overrides"],
         multiple=True,
         metavar="SECTION.KEY=VALUE",
-        help="Change a parameter for this command; may be repeated.",
+        help="Change a parameter for this command; may be repeated. Text is taken as it is typed;"
+        " nothing after the = is null.",
     ),
 )
 

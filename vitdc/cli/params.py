@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 @click.command("params")
 @click.argument("section", required=False)
 def command(section: str | None) -> None:
-    """Explain every parameter of params.yaml, or of one SECTION, with its default."""
+    """Explain every parameter of params.yaml, or of one SECTION, with its default.
+
+    \b
+    Set one in params.yaml, or for one command:
+      vitdc run -S section.key=value         likewise every step, python -m pipelines
+      dvc exp run -S ++section.key=value     where params.yaml has it, -S section.key=value will do
+    """
     from vitdc.config import Params
 
     names = Params.section_names()

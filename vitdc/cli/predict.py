@@ -67,7 +67,8 @@ def command(
 
     MODEL is a results directory (its `model/` alone will do), or a model of the MLflow registry,
     such as models:/vitdc-digits@champion. IMAGES are files, folders (with everything below them),
-    s3://bucket/prefix, or - to read a list of files from standard input.
+    s3://bucket/prefix, or - to read a list of files from standard input: a path on every line or,
+    as `find -print0` writes them, with a zero byte after each, which any name may be in.
 
     \b
     The table is CSV, a row per image, in the order of the names:
@@ -108,6 +109,7 @@ def command(
         wanted_pixels,
         write_rows,
     )
+    from vitdc.names import printable
     from vitdc.prediction import Predictor
 
     found = find_model(model, names=names)
@@ -136,7 +138,7 @@ def command(
                 results,
                 found.annotations,
                 on_unreadable=lambda name, reason: progress.write(
-                    f"skipped {name}: {reason}", file=sys.stderr
+                    printable(f"skipped {name}: {reason}"), file=sys.stderr
                 ),
                 on_progress=progress.update,
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitdc.errors import InputError, TrainingError
+from vitdc.names import printable
 
 if TYPE_CHECKING:
     from vitdc.tracking.waiting import WaitingRun
@@ -64,7 +65,7 @@ def _show_hidden() -> bool:
 
 
 def _describe(run: WaitingRun) -> str:
-    lines = [f"{run.run_id}  {run.name}  for {run.uri}"]
+    lines = [printable(f"{run.run_id}  {run.name}  for {run.uri}")]
     if run.waiting.since is not None:
         told = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.waiting.since))
         who = " (a running process delivers it)" if run.in_use else ""
@@ -85,11 +86,12 @@ def _resume() -> None:
         return
     for run, left in deliver_waiting():
         outcome = f"{left} left" if left else f"delivered {run.waiting}"
-        click.echo(f"{run.run_id}  {run.name}: {outcome}")
+        click.echo(printable(f"{run.run_id}  {run.name}: {outcome}"))
     waiting = [run for run in waiting_runs() if run.waiting]
     for run in waiting:
         if run.in_use:
-            click.echo(f"{run.run_id}  {run.name}: {run.waiting}; a running process delivers it")
+            text = f"{run.run_id}  {run.name}: {run.waiting}; a running process delivers it"
+            click.echo(printable(text))
     remaining = [run for run in waiting if not run.in_use]
     for uri in sorted({run.uri for run in remaining} - {store_name()}):
         click.echo(f"left for {uri}: set MLFLOW_TRACKING_URI to it and run this again")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vitdc.artifacts import CsvWriter
 from vitdc.comparison.groups import Comparison, Difference, Group, show_value
 from vitdc.comparison.runs import LABEL_FREE, SCORES, RunResult
+from vitdc.names import printable, printable_lines
 
 WIDTH = 100
 MAX_LABEL = 28
@@ -46,7 +47,7 @@ def as_text(comparison: Comparison) -> str:
         parts.append("\n".join(_differences(comparison)))
     if comparison.differences and max(each.num_pairs for each in comparison.differences) < 2:
         parts.append(_wrapped(HINT))
-    return "\n\n".join(parts)
+    return printable_lines("\n\n".join(parts))
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -58,22 +59,22 @@ def as_markdown(comparison: Comparison) -> str:
     if comparison.differences:
         parts.append(f"Difference to **{comparison.baseline.label}**, paired by seed:")
         parts.append(_markdown(difference_table(comparison)))
-    return "\n\n".join(parts)
+    return printable_lines("\n\n".join(parts))
 
 
 def as_csv(comparison: Comparison) -> str:
     """A row per run with all digits and full names, for a spreadsheet."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CsvWriter(text)
     scores = [key for key, _ in COLUMNS.values()]
     about = ["run", "name", "source", "id", "group"]
-    writer.writerow([*about, *comparison.varying, *scores, "stop_reason", "data"])
+    writer.row([*about, *comparison.varying, *scores, "stop_reason", "data"])
     for run in comparison.runs:
         settings = [show_value(run.params.get(name)) for name in comparison.varying]
         values = [run.values.get(name) for name in scores]
         label = group_label(comparison, run)
         row = [run.label, run.name, run.source, run.id, label, *settings, *values]
-        writer.writerow([*row, run.state, run.data])
+        writer.row([*row, run.state, run.data])
     return text.getvalue().rstrip("\n")
 
 
@@ -229,6 +230,7 @@ def _difference_row(difference: Difference) -> list[str]:
 
 def _aligned(table: Table) -> list[str]:
     """Columns two spaces apart: numbers to the right, words to the left."""
+    table = [list(map(printable, row)) for row in table]
     columns = list(zip(*table, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
@@ -248,7 +250,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _markdown(table: Table) -> str:
-    escaped = [[cell.replace("|", "\\|").replace("+-", "\u00b1") for cell in row] for row in table]
+    escaped = [
+        [printable(cell).replace("|", "\\|").replace("+-", "\u00b1") for cell in row]
+        for row in table
+    ]
     heading, *rows = (f"| {' | '.join(row)} |" for row in escaped)
     return "\n".join([heading, "|" + "---|" * len(table[0]), *rows])
 

@@ -4,7 +4,9 @@ Layout: class sub-folders give labels (files may be nested deeper inside them), 
 none. Both at once is an error unless `data.labels` is `partial`, because the images at the top have
 no class. Hidden
 files and folders (a name that starts with a dot) are ignored, and so are files whose extension is
-not an image's, which are counted. Images are in the order of their names.
+not an image's, which are counted. Images are in the order of their names. Names are compared in one
+Unicode form, so a copy made by another operating system is the same data set; files are opened by
+the names that they have.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
+from vitdc.names import find_twins, normal_form
 from vitdc.progress import progress_bar
 
 DEFAULT_CHANNELS = 3
@@ -70,7 +73,7 @@ class Layout(NamedTuple):
     Attributes:
         names: N relative paths, sorted.
         labels: (N,) int64, -1 for an image outside of a class folder.
-        class_names: Sorted names of the class folders, if any.
+        class_names: Sorted names of the class folders in their normal form, if any.
     """
 
     names: list[str]
@@ -262,7 +265,8 @@ def read_layout(store: Store, *, is_partial: bool = False) -> Layout:
     check_encoding(names, store.location)
     class_names = _class_names(names, store.location, is_partial=is_partial)
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    labels = [label_of[name.partition("/")[0]] if "/" in name else -1 for name in names]
+    folders = [normal_form(name.partition("/")[0]) if "/" in name else None for name in names]
+    labels = [-1 if folder is None else label_of[folder] for folder in folders]
     return Layout(names, np.array(labels, np.int64), class_names)
 
 
@@ -273,7 +277,10 @@ def select_images(names: Iterable[str], location: str) -> list[str]:
         InputError: There are none.
     """
     visible = [name for name in names if not is_hidden(name)]
-    images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
+    images = sorted(
+        (name for name in visible if name.lower().endswith(EXTENSIONS)),
+        key=lambda name: (normal_form(name), name),
+    )
     ignored = sorted(set(visible).difference(images))
     if not images:
         raise InputError(
@@ -296,7 +303,13 @@ def is_hidden(name: str) -> bool:
 
 
 def _class_names(names: Sequence[str], location: str, *, is_partial: bool) -> tuple[str, ...]:
-    class_names = sorted({name.partition("/")[0] for name in names if "/" in name})
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    if twins := find_twins(folders):
+        raise InputError(
+            f"{location}: its folders {twins[0]!a} and {twins[1]!a} have the same name in two"
+            " Unicode forms, and would be two classes; put their images into one"
+        )
+    class_names = sorted(map(normal_form, folders))
     at_top = [name for name in names if "/" not in name]
     if at_top and class_names and not is_partial:
         raise InputError(

@@ -28,6 +28,7 @@ from vitdc.data.arrays import resized
 from vitdc.data.sampling import split_train_test
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
+from vitdc.names import find_twins, normal_form
 
 Shape = tuple[int, int, int]
 
@@ -323,7 +324,7 @@ class Labels(NamedTuple):
 
     Attributes:
         codes: (N,) int64, -1 where the class is unknown.
-        classes: The sorted labels there are; `codes` index it.
+        classes: The sorted labels there are, text in its normal form; `codes` index it.
     """
 
     codes: np.ndarray
@@ -345,8 +346,15 @@ def encode_labels(labels: Any, *more: Any) -> list[Labels]:
     known = {value for column in columns for value in column if value != UNKNOWN}
     if len({type(value) for value in known}) > 1:
         raise InputError("labels: strings and numbers are mixed; only -1, unknown, may stand alone")
-    classes = sorted(known)
-    numbers = {value: number for number, value in enumerate(classes)} | {UNKNOWN: UNKNOWN}
+    if twins := find_twins(value for value in known if isinstance(value, str)):
+        raise InputError(
+            f"labels: {twins[0]!a} and {twins[1]!a} are the same text in two Unicode forms; write"
+            " one of them"
+        )
+    named = {value: normal_form(value) if isinstance(value, str) else value for value in known}
+    classes = sorted(named.values())
+    order = {name: number for number, name in enumerate(classes)}
+    numbers = {value: order[name] for value, name in named.items()} | {UNKNOWN: UNKNOWN}
     return [
         Labels(np.array([numbers[value] for value in column], np.int64), np.array(classes))
         for column in columns
@@ -474,7 +482,8 @@ class GivenSource:
         if self.classes is not None:
             return tuple(map(str, self.classes.tolist()))
         names = [tuple(part.given.class_names or ()) for part in self.parts.values()]
-        return max(names, key=lambda each: len(each))
+        longest = max(names, key=lambda each: len(each))
+        return tuple(map(normal_form, longest))
 
     def batches(self) -> Generator[Batch]:
         """Stream all training images, then all test images."""

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitdc.names import normal_form
+
 
 def apportion(counts: np.ndarray, total: int) -> np.ndarray:
     """Share `total` seats among classes in proportion to `counts` (largest remainder method).
@@ -75,5 +77,5 @@ def _lowest_ranks(
 
 
 def _rank(name: str, seed: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}/{normal_form(name)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")

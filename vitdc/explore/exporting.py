@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from vitdc.artifacts import CsvWriter
 from vitdc.artifacts.annotations import Annotations
 from vitdc.explore.collection import Collection
 
@@ -68,10 +68,10 @@ def _csv(
 ) -> Iterator[str]:
     """Stream CSV text, about `chunk` rows at a time."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
+    writer = CsvWriter(buffer)
+    writer.row(header)
     for number, row in enumerate(rows, start=1):
-        writer.writerow(row)
+        writer.row(row)
         if number % chunk == 0:
             yield buffer.getvalue()
             buffer.seek(0)

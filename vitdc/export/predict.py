@@ -102,13 +102,21 @@ def load_safetensors(path, description):
 LOADERS = {"model.onnx": load_onnx, "model.pt2": load_pt2, "model.safetensors": load_safetensors}
 
 
+class Lines:
+    """Standard output, with lines that end with LF."""
+
+    def write(self, line):
+        sys.stdout.write(line.removesuffix("\r\n") + "\n")
+
+
 def main(paths):
     here = Path(__file__).parent
     description = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
     file = description["model"]
     run = LOADERS[file](here / file, description)
     limit = description["unsure_beyond_atypicality"]
-    table = csv.writer(sys.stdout, lineterminator="\n")
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    table = csv.writer(Lines())  # which ends lines with CR LF, so it quotes both of them in names
     table.writerow(("image", "cluster", "name", "distance", "unsure"))
     for path in paths:
         images = read_image(path, description["input"])[None]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from vitdc.artifacts import SPLITS, ClusteringScores, RoundRow
-from vitdc.config import NOT_IDENTIFYING, Params
+from vitdc.config import DVC, NOT_IDENTIFYING, DataConfig, Params
+from vitdc.data.opening import FOLDER
+from vitdc.data.s3 import SCHEME
 from vitdc.errors import mask_credentials
+from vitdc.names import normal_form
 
 RESULT = "final/"  # before the names of the values of a finished run
 CURVES = ("nmi_test", "nmi_train", "loss")  # of a round's values, those looked at first
@@ -42,6 +46,7 @@ DATA_TAG = "vitdc.data."  # and name, sha256, or what is known of its origin, e.
 DVC_TAG = "vitdc.dvc."  # and what DVC knows by the hash: dataset or model
 
 _MAX_VALUE = 500  # characters that old servers take
+_MAX_NAME = 60  # characters of the name of the data: MLflow takes 250 of a run's
 
 
 class Point(NamedTuple):
@@ -152,6 +157,38 @@ def run_name(params: Params, *, dataset_name: str) -> str:
     """The chosen name, or one like `digits k=10 gamma=0.1 seed=0`."""
     k, gamma = params.clustering.num_clusters, params.joint.gamma
     return params.tracking.run_name or f"{dataset_name} k={k} gamma={gamma:g} seed={params.seed}"
+
+
+def data_name(config: DataConfig, *, dataset_name: str) -> str:
+    """The name of the data: that of the set, or one like `photos-3fa9c1` for image files.
+
+    The digits are of the place, because two folders may have one name. A folder in a repository
+    counts by its path in there, which is the same for everyone who has a clone.
+
+    Args:
+        config: The `data` section.
+        dataset_name: `Dataset.name`.
+    """
+    if config.source == DVC:
+        repo = config.repo or ""
+        place = [str(Path(repo).resolve()) if repo and Path(repo).exists() else repo, config.path]
+    elif config.source == FOLDER and config.root is not None:
+        place = [_path_in_repository(Path(config.root).expanduser().resolve())]
+    elif config.source.startswith(SCHEME):
+        place = [config.endpoint_url, config.source.rstrip("/")]
+    else:
+        return dataset_name
+    text = normal_form(json.dumps(place, ensure_ascii=False))
+    last = normal_form(PurePosixPath(str(place[-1])).name or dataset_name)[:_MAX_NAME]
+    return f"{last}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:6]}"
+
+
+def _path_in_repository(folder: Path) -> str:
+    """The path relative to the root of the DVC or Git repository that it lies in, else as it is."""
+    for above in folder.parents:
+        if (above / ".dvc").is_dir() or (above / ".git").exists():
+            return folder.relative_to(above).as_posix()
+    return folder.as_posix()
 
 
 def flatten(

@@ -26,6 +26,7 @@ from vitdc.tracking.naming import (
     Point,
     Told,
     as_text,
+    data_name,
     is_result,
     run_identity,
     run_name,
@@ -297,12 +298,16 @@ class RunRecord:
             self._run = self._client.get_run(self.run_id)
 
     def use(self, dataset: Mapping[str, str]) -> None:
-        """Record which data the run works on; the fields are those of MLflow's own `Dataset`."""
+        """Record which data the run works on, by the run's name for them.
+
+        The fields are those of MLflow's own `Dataset`.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
         context = InputTag(MLFLOW_DATASET_CONTEXT, "training and test")
-        self._client.log_inputs(self.run_id, [DatasetInput(Dataset(**dataset), [context])])
+        used = Dataset(**{**dataset, "name": self._description.dataset_name})
+        self._client.log_inputs(self.run_id, [DatasetInput(used, [context])])
 
     def describe(self, text: str) -> None:
         """Record what the UI shows as the description, unless a person has written another.
@@ -444,6 +449,7 @@ def _digest(text: str) -> str:
 def describe_run(
     params: Params, dataset_name: str, content_hash: str, origin: Mapping[str, str] | None
 ) -> RunDescription:
+    dataset_name = data_name(params.data, dataset_name=dataset_name)
     return RunDescription(
         identity=run_identity(params, content_hash=content_hash),
         name=run_name(params, dataset_name=dataset_name),
