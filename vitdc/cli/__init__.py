@@ -19,7 +19,13 @@ from typing import NoReturn
 import click
 
 from vitdc.cli.options import PARAMS_OPTIONS
-from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
+from vitdc.errors import (
+    InputError,
+    TrainingError,
+    end_on_sigterm,
+    exit_code,
+    explaining_disk,
+)
 
 __all__ = ["COMMANDS", "OTHERS", "PARAMS_OPTIONS", "cli", "find_command", "main", "run_group"]
 
@@ -103,7 +109,8 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_on_sigterm()
     try:
-        group.main(prog_name=prog_name, standalone_mode=False)
+        with explaining_disk():
+            group.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -40,9 +40,11 @@ def step_command(name: str) -> click.Command:
         options = _evaluate_options(options)
 
     def run(params_file: Path, overrides: tuple[str, ...], **paths: Any) -> None:
+        from vitdc.artifacts import check_replaceable
         from vitdc.config import Params
 
         params = Params.load(params_file, overrides)
+        check_replaceable(paths["output"])
         special = {
             "prepare": prepare,
             "pretrain": pretrain,
