@@ -176,15 +176,7 @@ def test_a_read_only_disk_is_told_before_any_work(tmp_path: Path, mount: Mount) 
     disk = mount(options="ro")
     with pytest.raises(InputError, match="Read-only file system; name another directory"):
         save(disk / "new" / "artifact")
-    arguments = [
-        "cluster",
-        "--dataset",
-        "none",
-        "--embeddings",
-        "none",
-        "--output",
-        str(disk / "c"),
-    ]
+    inputs = ["--dataset", "none", "--embeddings", "none"]
     params = tmp_path / "params.yaml"
     params.write_text("seed: 0")
     done = CliRunner().invoke(
