@@ -41,6 +41,7 @@ COMMANDS = {
     "refine": "Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the"
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
+    "estimate": "Say how many seconds, and how much memory and disk, a run takes on this machine.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
     "compare": "Compare runs: their scores, and whether they differ by more than the noise of the"
     " seeds.",
@@ -55,7 +56,7 @@ COMMANDS = {
 }
 # each in a module of its name, with _ for -
 OTHERS = (
-    *("run", "summary", "compare", "explore", "suggest-k", "predict", "export"),
+    *("run", "estimate", "summary", "compare", "explore", "suggest-k", "predict", "export"),
     *("promote", "track", "params"),
 )
 
