@@ -111,11 +111,8 @@ def run_pipeline(
     assert watch.results is not None, "a pipeline that succeeds has evaluated"
     try:
         artifacts.copy(watch.results, output)
-    except OSError as error:
-        raise TrainingError(
-            f"{output}: cannot be written: {error.strerror or 'is the disk full?'}; the results are"
-            f" in {watch.results}"
-        ) from None
+    except (OSError, InputError, TrainingError) as error:
+        raise TrainingError(f"{one_line(error)}; the results are in {watch.results}") from None
     return Finished(Evaluation.load(output), log, watch.seconds)
 
 
@@ -125,9 +122,6 @@ def _check_output(output: Path, root: Path) -> None:
     here = output.absolute()
     if here == root or here in root.parents:
         raise InputError(f"--output {output}: holds --root {root}, which it would replace")
-    existing = next(path for path in here.parents if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"--output {output}: cannot be written: no permission in {existing}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +15,10 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
+from multiprocessing.spawn import get_preparation_data
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -263,18 +266,72 @@ def test_a_process_killed_while_another_starts_is_one_line(monkeypatch, quick_st
         killed.result()
 
 
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [
+        ([-signal.SIGTERM, -signal.SIGKILL], "was killed; if there was too little memory"),
+        ([-signal.SIGKILL, -signal.SIGSEGV], "crashed (SIGSEGV) in a library that reads images"),
+        ([-signal.SIGTERM, 1, None], "ended by itself (exit code 1); what it said about it stands"),
+    ],
+)
+def test_the_reason_is_that_of_the_first_process_that_ended(codes, reason):
+    assert decoding._why_ended(codes).startswith(reason)
+
+
+def test_a_crash_in_a_library_is_told_from_too_little_memory(tmp_path):
+    silent = tmp_path / "silent.png"
+    os.mkfifo(silent)
+    decoded = decode_chunks([[str(silent)]] * 3, GREY8, num_workers=2)
+    with ThreadPoolExecutor(1) as thread:
+        others = multiprocessing.active_children()
+        crashed = thread.submit(kill_a_child, others, number=signal.SIGSEGV)
+        with pytest.raises(TrainingError, match=r"crashed \(SIGSEGV\)"):
+            next(decoded)
+        crashed.result()
+
+
+def test_a_script_needs_no_main_guard(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vitdc.data.decoding import Pixels, decode_chunks\n"
+        "print('once')\n"
+        "decoded = decode_chunks([[b'']] * 4, Pixels(8, 3, 100), num_workers=2)\n"
+        "print([len(each.problems) for each in decoded])\n"
+    )
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("once\n[1, 1, 1, 1]\n", "")
+
+
+@pytest.mark.parametrize(
+    "known", [{}, {"__file__": "<stdin>"}, {"__spec__": SimpleNamespace(name="toy")}]
+)
+def test_processes_are_not_told_of_the_main_module(monkeypatch, known):
+    main = ModuleType("__main__")
+    vars(main).update(known)
+    before = dict(vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with decoding._main_module_hidden():
+        told = get_preparation_data("process")
+    assert not {"init_main_from_path", "init_main_from_name"} & told.keys()
+    assert vars(main) == before
+
+
 def slow_start(process: BaseProcess, start=BaseProcess.start) -> None:
     start(process)
     time.sleep(1)
 
 
-def kill_a_child(others: list[BaseProcess], *, of: int = 1) -> None:
-    """Kill the first of the children that start from now on; other tests may have left some."""
+def kill_a_child(others: list[BaseProcess], *, of: int = 1, number: int = signal.SIGKILL) -> None:
+    """End the first of the children that start from now on; other tests may have left some."""
     while len(children := set(multiprocessing.active_children()) - {*others}) < of:
         time.sleep(0.01)
     if of > 1:
         time.sleep(0.5)  # both have started, and the executor does not know of the second yet
-    min(children, key=attrgetter("pid")).kill()
+    os.kill(min(children, key=attrgetter("pid")).pid, number)
 
 
 def test_workers_import_nothing_heavy():

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
 
 from vitdc.artifacts import RoundRow
 from vitdc.report import (
@@ -423,3 +429,60 @@ def test_import_is_cheap() -> None:
     code = f"import sys, vitdc.report; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# --- class names in other scripts --------------------------------------------------------------
+
+
+@pytest.fixture
+def cat_font(tmp_path: Path) -> Iterator[str]:
+    """The family of a font that has one character, a filled box."""
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({ord("\u732b"): "cat"})
+    pen = TTGlyphPen(None)
+    for x, y in ((0, 0), (0, 900), (900, 900), (900, 0)):
+        (pen.lineTo if (x, y) != (0, 0) else pen.moveTo)((x, y))
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "cat": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Toy Cat", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "cat.ttf")
+    before = fontManager.ttflist[:]
+    fontManager.addfont(tmp_path / "cat.ttf")
+    yield "Toy Cat"
+    fontManager.ttflist[:] = before
+
+
+def test_class_names_are_drawn_by_a_font_that_has_them(
+    cat_font: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = replace(toy(), class_names=("\u732b", "dog", "\u732b dog"))
+    figures = build_figures(data)
+    for axis in (
+        figures["map_after"].axes[0].texts,
+        figures["confusion_after"].axes[0].get_xticklabels(),
+    ):
+        assert all(cat_font in text.get_fontfamily() for text in axis)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure_png(figures["map_after"])
+    assert not caplog.records
+
+
+def test_characters_that_no_font_has_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    data = replace(toy(), class_names=("\u732b", "\u72ac", "dog"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in build_figures(data).values():
+            figure_png(figure)
+    (record,) = caplog.records
+    assert "boxes for \u72ac \u732b (class names)" in record.message
+
+
+def test_names_in_latin_letters_change_no_font() -> None:
+    family = build_figures(toy())["map_after"].axes[0].texts[0].get_fontfamily()
+    assert family == ["sans-serif"]

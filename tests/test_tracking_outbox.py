@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import servers
+import sqlalchemy.exc
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from processes import wait_until
 from test_tracking import HISTORY, METRICS, ROWS, evaluate, make_params, record
 from toys import ToyRun, contents
@@ -33,7 +35,7 @@ from toys import ToyRun, contents
 from vitdc import steps
 from vitdc.cli import find_command
 from vitdc.errors import InputError
-from vitdc.tracking import download_model, journal, outbox
+from vitdc.tracking import download_model, journal, outbox, store
 from vitdc.tracking.journal import Entry, Journal, Numbered
 from vitdc.tracking.outbox import Outbox
 from vitdc.tracking.store import Trouble, trouble
@@ -440,6 +442,15 @@ def test_a_disk_that_is_full_loses_nothing_while_the_process_lives(
     assert not box.close()
     assert recipient.steps == [0, 1, 2]
     assert caplog.text.count("No space left on device") == 1
+
+
+def test_of_a_full_database_only_its_own_words_are_said() -> None:
+    own = sqlalchemy.exc.OperationalError(
+        "INSERT ...", (), sqlite3.OperationalError("disk is full")
+    )
+    error = MlflowException(own)
+    error.__cause__ = own
+    assert store.error_text(error) == store.error_text(own) == "disk is full"
 
 
 def test_a_disk_without_locks_costs_neither_values_nor_open_files(

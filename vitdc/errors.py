@@ -1,11 +1,23 @@
 """The two ways a run ends badly, the exit code each one stands for, and how others' errors read."""
 
+import errno
+import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from vitdc.names import printable
+
+_ADVICE = {
+    errno.ENOSPC: "free some space there, or write to another disk",
+    errno.EDQUOT: "delete something of yours there, or write elsewhere",
+    errno.EFBIG: "raise the limit (ulimit -f), or write elsewhere",
+    errno.EROFS: "write elsewhere",
+}
+_FULL = re.compile(r"database or disk is full|\d+ requested and \d+ written")  # of SQLite, NumPy
 
 
 class InputError(ValueError):
@@ -23,6 +35,40 @@ class TrainingError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+@contextmanager
+def explaining_disk(path: os.PathLike[str] | None = None) -> Iterator[None]:
+    """Say in one line that a disk takes no more, whichever library found out.
+
+    Args:
+        path: What is being written, where that is known; else what the error names.
+
+    Raises:
+        TrainingError: The disk is full, the quota used up, or the file system read-only.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _disk_trouble(error)
+        if number is None or isinstance(error, InputError | TrainingError):
+            raise
+        named = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        place = path or named or "a file"
+        raise TrainingError(
+            f"{place}: cannot be written: {os.strerror(number)}; {_ADVICE[number]}, and run the"
+            " same command again"
+        ) from error
+
+
+def _disk_trouble(error: Exception) -> int | None:
+    """The system's number of what is wrong with a disk, or None where that is not the error."""
+    if getattr(error, "errno", None) in _ADVICE:
+        return error.errno  # type: ignore[attr-defined,no-any-return]
+    text = str(error)
+    if _FULL.search(text):
+        return errno.ENOSPC
+    return next((number for number in _ADVICE if os.strerror(number) in text), None)
 
 
 def exit_code(error: InputError | TrainingError) -> int:

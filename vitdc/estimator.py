@@ -122,8 +122,7 @@ class DeepClustering(
     torch Dataset of images or of pairs (image, class index), of uint8 or of floats in [0, 1]; or
     the path of a folder of image files, whose sub-folders are the classes, or an S3 address
     `s3://bucket/prefix`. The module `vitdc.data.given` has the details. Image files are decoded in
-    processes of their own, so a script that gives a folder or an address to any method needs
-    `if __name__ == "__main__":`.
+    processes of their own, which do not run the calling script again.
 
     Nothing is recorded in MLflow. Files of a working directory are removed after `fit`, unless
     `directory` names one to keep.

@@ -31,7 +31,14 @@ from vitdc.artifacts import (
 )
 from vitdc.code import code_version
 from vitdc.config import DataConfig, Params
-from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code, one_line
+from vitdc.errors import (
+    InputError,
+    TrainingError,
+    end_on_sigterm,
+    exit_code,
+    explaining_disk,
+    one_line,
+)
 
 SCRATCH_VARIABLE = "VITDC_SCRATCH"
 RUN_VARIABLE = "VITDC_PIPELINE_RUN"
@@ -86,7 +93,8 @@ def reporting(code: str | None = None) -> Iterator[None]:
                 f"kubernetes.image: holds other code ({code_version()}) than the pipeline was"
                 f" compiled from ({code}); build the image again (`make image`), or compile again"
             )
-        yield
+        with explaining_disk():
+            yield
     except (InputError, TrainingError) as error:
         _tell_kubernetes(str(error))
         sys.stdout.flush()

@@ -245,19 +245,24 @@ def images_to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     return batch.permute(0, 3, 1, 2).float().div_(255)
 
 
-def check_model(config: ModelConfig, *, image_shape: tuple[int, int, int]) -> None:
+def check_model(config: ModelConfig, *, image_shape: tuple[int, int, int]) -> DeepClusteringViT:
     """Refuse a model that cannot be, or whose weights cannot be had, before images are there.
 
     Args:
         config: The `model` section.
         image_shape: (H, W, C) that the prepared images will have.
 
+    Returns:
+        The model, as large as the one that will be trained.
+
     Raises:
         InputError: As `build_model`.
     """
     any_mean = (0.5,) * image_shape[2]
     with torch.random.fork_rng(devices=[]):
-        _build(config, image_shape=image_shape, num_outputs=0, mean=any_mean, std=any_mean)
+        return _build(config, image_shape=image_shape, num_outputs=0, mean=any_mean, std=any_mean)[
+            0
+        ]
 
 
 def build_model(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from vitdc import __version__
-from vitdc.errors import InputError
+from vitdc.errors import InputError, explaining_disk
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -31,6 +31,7 @@ FIRST_VERSION = 1  # of all other kinds
 VERIFY_BYTES = 256 * 2**20
 REMEMBER_BYTES = 2**20  # larger files are hashed once per process, as long as they stay the same
 SPLITS = ("train", "test")
+LOST_FOUND = "lost+found"  # in the root of an ext4 volume
 
 
 @contextmanager
@@ -38,30 +39,68 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling of `path` that takes its place when the block succeeds.
 
     Whatever ends the block early (an error, Ctrl-C) removes the sibling and leaves `path` as it
-    was. What a killed process left behind is swept away by the next call.
+    was. What a killed process left behind is swept away by the next call. A link stays a link, and
+    in a folder that cannot be renamed, e.g. the root of a volume, the content is exchanged.
 
     Raises:
         InputError: `path` cannot be written, or holds something that is not ours to delete.
+        TrainingError: The disk is full.
     """
     path = Path(path)
     check_replaceable(path)
-    partial, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
-    remove(partial)
-    remove(old)
+    path = _real(path)
+    partial, old = _partial(path), path.with_name(f".{path.name}.old")
     try:
-        partial.mkdir(parents=True)
+        with explaining_disk(path):
+            remove(partial)
+            remove(old)
+            partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        with explaining_disk(path):
+            yield partial
+            try:
+                if path.exists():
+                    path.rename(old)
+                partial.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.EXDEV):
+                    raise
+                _exchange(path, partial)
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
         remove(partial)
         remove(old)
+
+
+def _real(path: Path) -> Path:
+    """Where a link leads to."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _partial(path: Path) -> Path:
+    """Where new content of a directory grows: beside it, or in it where it is a mount point."""
+    return path / ".partial" if _is_mount(path) else path.with_name(f".{path.name}.partial")
+
+
+def _is_mount(path: Path) -> bool:
+    """Unlike `Path.is_mount`, also for a folder that is mounted from the same file system."""
+    import psutil
+
+    mounts = (partition.mountpoint for partition in psutil.disk_partitions(all=True))
+    return path.is_dir() and str(path.resolve()) in mounts
+
+
+def _exchange(path: Path, partial: Path) -> None:
+    """Exchange what is in a directory that cannot be renamed; meanwhile it is no artifact."""
+    (path / "artifact.json").unlink(missing_ok=True)
+    for child in path.iterdir():
+        if child != partial and child.name != LOST_FOUND:
+            remove(child)
+    for child in sorted(partial.iterdir(), key=lambda child: child.name == "artifact.json"):
+        shutil.move(child, path / child.name)
 
 
 @contextmanager
@@ -73,7 +112,7 @@ def replacing_file(path: Path) -> Iterator[TextIO]:
     Raises:
         InputError: `path` is a directory or cannot be written.
     """
-    path = Path(path)
+    path = _real(Path(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
         if path.is_dir():
@@ -82,9 +121,10 @@ def replacing_file(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
-        with file:
-            yield file
-        partial.replace(path)
+        with explaining_disk(path):
+            with file:
+                yield file
+            partial.replace(path)
     finally:
         remove(partial)
 
@@ -93,14 +133,15 @@ def check_replaceable(path: Path) -> None:
     """Only artifacts, models, the rounds of `refine` and empty directories are ever replaced.
 
     Raises:
-        InputError: There is something else at `path`.
+        InputError: There is something else at `path`, or it cannot be written.
     """
     if path.name in ("", ".."):
         raise InputError(f"{path}: cannot be written: name a new directory, e.g. {path / 'output'}")
     ours = ("", "checkpoint/", "00/checkpoint/")
     if path.is_dir():
-        replaceable = not any(path.iterdir()) or any(
-            (path / part / "artifact.json").is_file() for part in ours
+        left = _partial(path)  # whole, if it ended while the content was being exchanged
+        replaceable = {each.name for each in path.iterdir()} <= {LOST_FOUND, left.name} or any(
+            (place / part / "artifact.json").is_file() for place in (path, left) for part in ours
         )
     else:
         replaceable = not path.exists()
@@ -109,6 +150,20 @@ def check_replaceable(path: Path) -> None:
             f"{path}: exists and was not written by vitdc, so it is not replaced; name another"
             " directory, or delete it yourself"
         )
+    _check_writable(_partial(_real(path)).parent, path)
+
+
+def _check_writable(folder: Path, path: Path) -> None:
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not place.is_dir():
+        reason = f"{place} is a file"
+    elif os.statvfs(place).f_flag & os.ST_RDONLY:
+        reason = os.strerror(errno.EROFS)
+    elif not os.access(place, os.W_OK):
+        reason = f"no permission in {place}"
+    else:
+        return
+    raise InputError(f"{path}: cannot be written: {reason}; name another directory")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -150,7 +205,7 @@ class Writer:
             empty = np.zeros(shape, dtype)
             np.save(path, empty)
             return empty
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        return create_array(path, shape, dtype)
 
     def save(self, name: str, array: np.ndarray) -> None:
         """Write `array` as `name`.npy."""
@@ -339,6 +394,19 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
     """Stream the rows of a CSV file that vitdc wrote, by the names of its columns."""
     with path.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A new `.npy` file, memory-mapped for writing, all zero at first.
+
+    Its space is taken at once: where a page that is written finds none, the system ends the process
+    (SIGBUS).
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def read_array(file: Path) -> np.ndarray:

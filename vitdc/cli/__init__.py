@@ -20,7 +20,13 @@ from typing import NoReturn, TextIO
 import click
 
 from vitdc.cli.options import PARAMS_OPTIONS
-from vitdc.errors import InputError, TrainingError, end_on_sigterm, exit_code
+from vitdc.errors import (
+    InputError,
+    TrainingError,
+    end_on_sigterm,
+    exit_code,
+    explaining_disk,
+)
 from vitdc.names import printable, printable_lines
 
 __all__ = ["COMMANDS", "OTHERS", "PARAMS_OPTIONS", "cli", "find_command", "main", "run_group"]
@@ -37,6 +43,7 @@ COMMANDS = {
     "refine": "Run the rounds until the joint loss stops falling by epsilon (section 3.2 of the"
     " paper).",
     "run": "Run the whole method in one process, from the images to the report.",
+    "estimate": "Say how many seconds, and how much memory and disk, a run takes on this machine.",
     "summary": "Print the scores and the rounds of a results directory (default: results).",
     "compare": "Compare runs: their scores, and whether they differ by more than the noise of the"
     " seeds.",
@@ -51,7 +58,7 @@ COMMANDS = {
 }
 # each in a module of its name, with _ for -
 OTHERS = (
-    *("run", "summary", "compare", "explore", "suggest-k", "predict", "export"),
+    *("run", "estimate", "summary", "compare", "explore", "suggest-k", "predict", "export"),
     *("promote", "track", "params"),
 )
 
@@ -129,7 +136,8 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_on_sigterm()
     try:
-        group.main(prog_name=prog_name, standalone_mode=False)
+        with explaining_disk():
+            group.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
         error.show(text := io.StringIO())
         click.echo(printable_lines(text.getvalue()), err=True, nl=False)

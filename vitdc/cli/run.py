@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from vitdc.cli.options import PARAMS_OPTIONS
-from vitdc.cli.steps import evaluate, execute, pretrain, refine
+from vitdc.cli.steps import check_source, evaluate, execute, pretrain, refine
 
 if TYPE_CHECKING:
-    from vitdc.config import Params
     from vitdc.data.sources import Source
 
 
@@ -58,7 +57,7 @@ def command(
         Embeddings.load(round_0["embeddings"])
 
     def on_listed(source: Source) -> None:
-        _check(params, source, with_model=reuse is None)
+        check_source(params, source, output=output, with_model=reuse is None)
 
     with alone(output):  # two runs would mix what they write
         started = time.perf_counter()
@@ -76,13 +75,3 @@ def command(
             {"dataset": dataset, "rounds": rounds, "output": output / "results"},
         )
         artifacts.remove(scratch)
-
-
-def _check(params: Params, source: Source, *, with_model: bool) -> None:
-    """Refuse what would fail after images have been decoded."""
-    if source.train_labels is not None:
-        params.clustering.check_fit(num_images=len(source.train_labels), num_classes=0)
-    if with_model:
-        from vitdc.model import check_model
-
-        check_model(params.model, image_shape=source.image_shape)

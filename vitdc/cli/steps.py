@@ -19,6 +19,7 @@ from vitdc.cli.options import PARAMS_OPTIONS
 if TYPE_CHECKING:
     from vitdc.artifacts import Checkpoint, Dataset, RoundRow
     from vitdc.config import Params
+    from vitdc.data.sources import Source
     from vitdc.tracking import Tracker
 
 ROUND_OPTIONS = ("initial", "previous", "last", "round")
@@ -40,9 +41,11 @@ def step_command(name: str) -> click.Command:
         options = _evaluate_options(options)
 
     def run(params_file: Path, overrides: tuple[str, ...], **paths: Any) -> None:
+        from vitdc.artifacts import check_replaceable
         from vitdc.config import Params
 
         params = Params.load(params_file, overrides)
+        check_replaceable(paths["output"])
         special = {
             "prepare": prepare,
             "pretrain": pretrain,
@@ -136,6 +139,7 @@ def pretrain(
     What is recorded is named by the data, so nothing can be recorded before the data is there.
     """
     from vitdc import summary
+    from vitdc.estimate import Forecast
 
     with _recording(params, paths["dataset"]) as (tracker, images):
         params.clustering.check_fit(
@@ -144,7 +148,8 @@ def pretrain(
         if preparation is not None:
             tracker.on_step("prepare", 0, preparation)
         with tracker.timing("pretrain"):
-            made = function(**_arguments(function, params, paths), watcher=tracker)
+            watcher = Forecast(tracker, params, images)
+            made = function(**_arguments(function, params, paths), watcher=watcher)
         tracker.log_history(made.round, made.history)
     click.echo(summary.describe(made))
 
@@ -153,16 +158,49 @@ def prepare(function: Callable[..., Any], params: Params, paths: dict[str, Any])
     """Prepare the images, and warn if DVC will not notice that they change."""
     from vitdc.data.watching import unwatched
 
-    execute(function, params, paths)
+    def on_listed(source: Source) -> None:
+        check_source(params, source, output=paths["output"], with_model=True)
+
+    execute(function, params, {**paths, "on_listed": on_listed})
     if warning := unwatched(params.data):
         click.echo(f"vitdc: {warning}", err=True)
+
+
+def check_source(params: Params, source: Source, *, output: Path, with_model: bool) -> None:
+    """Refuse what would fail after images have been decoded.
+
+    Args:
+        params: Of the run.
+        source: Listed, not decoded.
+        output: Directory for what is made.
+        with_model: Whether the model is built from `params`, too.
+    """
+    from vitdc.estimate import check_room
+
+    known = source.train_labels
+    if known is not None:
+        params.clustering.check_fit(num_images=len(known), num_classes=0)
+        check_room(output, source.image_shape, num_images=len(known))
+    if with_model:
+        from vitdc.model import check_model
+
+        model = check_model(params.model, image_shape=source.image_shape)
+        if known is not None:
+            check_room(
+                output,
+                source.image_shape,
+                num_images=len(known),
+                embedding_dim=model.embedding_dim,
+                model_bytes=sum(each.nbytes for each in model.state_dict().values()),
+            )
 
 
 def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) -> None:
     """Run the rounds; print and record each as it ends."""
     from vitdc import summary
+    from vitdc.estimate import Forecast
 
-    with _recording(params, paths["dataset"]) as (tracker, _):
+    with _recording(params, paths["dataset"]) as (tracker, images):
         table = summary.RoundTable(click.echo)
 
         def on_round(rows: list[RoundRow], checkpoint: Checkpoint) -> None:
@@ -171,7 +209,9 @@ def refine(function: Callable[..., Any], params: Params, paths: dict[str, Any]) 
             tracker.log_history(checkpoint.round, checkpoint.history)
 
         history = function(
-            **_arguments(function, params, paths), on_round=on_round, watcher=tracker
+            **_arguments(function, params, paths),
+            on_round=on_round,
+            watcher=Forecast(tracker, params, images),
         )
     click.echo(summary.describe_verdict(history))
 

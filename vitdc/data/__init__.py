@@ -41,7 +41,7 @@ def write_dataset(
 
     Images stream: memory holds a few chunks of them, whatever their number, except for
     torchvision sets, which torchvision loads a split at a time. Image files are decoded in
-    processes of their own, so a script that calls this needs `if __name__ == "__main__":`.
+    processes of their own.
 
     Args:
         config: The `data` section.

@@ -14,6 +14,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -222,7 +223,7 @@ def decode_chunks(
         stop: When it is set, results are not whole any more, and end.
 
     Raises:
-        TrainingError: A process was killed.
+        TrainingError: A process was killed, or it crashed.
     """
     stop = stop or Stop()
     if num_workers == 1:
@@ -239,7 +240,7 @@ def decode_chunks(
 
     def submit(files: Sequence[File]) -> Future[Decoded]:
         try:
-            with _interrupts_held_back():  # in the process too that this may start
+            with _interrupts_held_back(), _main_module_hidden():  # from a process that this starts
                 return executor.submit(_decode_in_worker, files, pixels)
         except OSError:
             if executor._broken:  # while another was being started: it needs a pipe that is closed
@@ -249,14 +250,14 @@ def decode_chunks(
     try:
         yield from ordered_map(submit, chunks, ahead=2 * num_workers)
     except BrokenProcessPool:
+        processes = [*executor._processes.values()]  # public from Python 3.14: kill_workers()
         # The executor ends those that it knew of when one was killed, and waits for all.
-        for process in executor._processes.values():  # public from Python 3.14: kill_workers()
+        for process in processes:
             process.kill()
+        executor.shutdown(cancel_futures=True)
         if not stop.is_set():
-            raise TrainingError(
-                "a process that decodes images was killed; if there was too little memory for it,"
-                " use fewer cores (taskset) or smaller images"
-            ) from None
+            reason = _why_ended([each.exitcode for each in processes])
+            raise TrainingError(f"a process that decodes images {reason}") from None
     finally:
         stop.set()  # chunks that the executor has handed out cannot be cancelled
         executor.shutdown(cancel_futures=True)
@@ -338,6 +339,42 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_hiding = threading.Lock()
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Start processes that do not run the program's script again, as Python lets them by default.
+
+    They need nothing of it, it may import much, and without `if __name__ == "__main__":`, or read
+    from standard input, it would not survive.
+    """
+    with _hiding:
+        main = vars(sys.modules["__main__"])
+        known: dict[str, object] = {n: main[n] for n in ("__file__", "__spec__") if n in main}
+        main.update(dict.fromkeys(known))
+        try:
+            yield
+        finally:
+            main.update(known)
+
+
+def _why_ended(exit_codes: Iterable[int | None]) -> str:
+    """What ended the first of some processes, by the exit codes of all; the rest was ended then."""
+    own = [code for code in exit_codes if code not in (None, 0, -signal.SIGTERM, -signal.SIGKILL)]
+    if not own:
+        return (
+            "was killed; if there was too little memory for it, use fewer cores (taskset) or"
+            " smaller images"
+        )
+    if own[0] > 0:
+        return f"ended by itself (exit code {own[0]}); what it said about it stands above"
+    return (
+        f"crashed ({signal.Signals(-own[0]).name}) in a library that reads images; find the file,"
+        " e.g. by preparing halves of the folder, and convert or remove it"
+    )
 
 
 # of a worker process

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitdc.artifacts import create_array
 from vitdc.explore.collection import Collection
 
 MAX_SIDE = 64
@@ -92,7 +93,7 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.nda
     """A writable array on disk, all zero at first."""
     if read_cached(path, shape, dtype) is not None:
         return np.lib.format.open_memmap(path, mode="r+")
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    return create_array(path, shape, dtype)
 
 
 def read_cached(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray | None:

@@ -126,6 +126,7 @@ def quiet_mlflow() -> None:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it raises them, too
 
 
 def _prepare_database(uri: str) -> str:
@@ -370,6 +371,7 @@ def reason_of(error: BaseException) -> str:
 
 def error_text(error: BaseException) -> str:
     """The message without line breaks, what was said first and last if it is long."""
-    cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's own error
-    text = one_line(cause)
+    causes = (getattr(each, "orig", None) for each in (error, error.__cause__))
+    own = next(filter(None, causes), error)  # SQLAlchemy wraps the driver's error, mlflow both
+    text = one_line(own)
     return text if len(text) <= 600 else f"{text[:250]} ... {text[-250:]}"

@@ -1,0 +1,101 @@
+"""`vitdc estimate`: what a run would take on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vitdc.cli.options import PARAMS_OPTIONS
+
+if TYPE_CHECKING:
+    from vitdc.artifacts import Supervision
+    from vitdc.config import DataConfig
+    from vitdc.data.sources import Source
+
+
+@click.command("estimate", params=[*PARAMS_OPTIONS])
+@click.option(
+    "--images",
+    "num_images",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Number of images, training and test; by default those of `data`.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="DIR",
+    help="Where the run would write, for the space that is free there; by default here.",
+)
+def command(
+    num_images: int | None, output: Path, params_file: Path, overrides: tuple[str, ...]
+) -> None:
+    """Say how many seconds, and how much memory and disk, a run takes on this machine.
+
+    The configured model is trained for a few steps on synthetic images, and the rest is
+    calculated. Not counted are reading and decoding the images, finding the clusters (k-means or
+    UMAP), and the evaluation. How many rounds a run takes, only the run tells: the numbers are for
+    one round and for all that are allowed.
+    """
+    from vitdc import estimate
+    from vitdc.config import Params
+    from vitdc.data.opening import open_source
+
+    params = Params.load(params_file, overrides)
+    source = open_source(params.data)
+    num_train, num_test = _count(source, params.data)
+    if num_images is not None:
+        num_test = round(num_images * num_test / (num_train + num_test))
+        num_train = num_images - num_test
+    logging.getLogger("vitdc").setLevel(logging.WARNING)
+    needs = estimate.measure(
+        params,
+        image_shape=source.image_shape,
+        num_train=num_train,
+        num_test=num_test,
+        supervision=_supervision(source, params.data),
+    )
+    most = params.convergence.max_rounds
+    height, width, channels = source.image_shape
+    click.echo(f"{num_train} training and {num_test} test images of {height}x{width}x{channels}")
+    for name, first, last, there in (
+        ("time", estimate.duration(needs.seconds(1)), estimate.duration(needs.seconds(most)), ""),
+        (
+            "disk",
+            estimate.size(needs.disk(1)),
+            estimate.size(needs.disk(most)),
+            f"; {estimate.size(estimate.free_disk(output))} are free",
+        ),
+    ):
+        click.echo(f"{name:>7}: about {first} with 1 round, {last} with {most}{there}")
+    total = estimate.size(estimate.total_memory())
+    click.echo(f" memory: about {estimate.size(needs.memory)}; this machine has {total}")
+    click.echo("not counted: reading and decoding images, k-means or UMAP, the evaluation")
+
+
+def _count(source: Source, config: DataConfig) -> tuple[int, int]:
+    """Training and test images; those of files without decoding any."""
+    if source.train_labels is not None:
+        num_train, share = len(source.train_labels), config.test_fraction
+        num_test = round(num_train * share / (1 - share))
+        return num_train, min(num_test, config.max_test or num_test)
+    counts = Counter[str]()
+    for batch in source.batches():
+        counts[batch.split] += len(batch.labels)
+    return counts["train"], counts["test"]
+
+
+def _supervision(source: Source, config: DataConfig) -> Supervision:
+    """As the prepared images will have it, near enough."""
+    labels = source.train_labels
+    has_labels = (labels is None and bool(source.class_names)) or (
+        labels is not None and bool((labels >= 0).any())
+    )
+    if config.labels == "none" or not has_labels:
+        return "none"
+    return "partial" if config.labels == "partial" or config.label_fraction else "full"
