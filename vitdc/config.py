@@ -120,6 +120,11 @@ class DataConfig(Section):
     label_fraction: Share | None = None
     """Share of the known labels that is trained on, stratified by label; null keeps all. The others
     only score."""
+    split: Literal["auto", "folders", "random"] = "auto"
+    """Where the split of image files comes from. `auto` takes folders that are called like splits
+    (`train`, `seg_test`, `val2017`) as the split and holds images out at random where there are
+    none, or nothing if `test_fraction` is 0; `folders` insists on such folders; `random` draws from
+    all images. Validation images are tested with where there is no test folder, else trained on."""
     test_fraction: Fraction = 0.2
     """Share held out for testing, stratified by label, where a source has no split of its own;
     0 holds nothing out."""

@@ -2,14 +2,15 @@
 
 Layout: class sub-folders give labels (files may be nested deeper inside them), a flat folder gives
 none. Both at once is an error unless `data.labels` is `partial`, because the images at the top have
-no class. Hidden
-files and folders (a name that starts with a dot) are ignored, and so are files whose extension is
-not an image's, which are counted. Images are in the order of their names.
+no class. `layout` tells what other folders mean. Hidden files (a name that starts with a dot) are
+ignored; files whose extension is not an image's and images in folders that are never a class are
+ignored and counted. Images are in the order of their names.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -19,6 +20,7 @@ import numpy as np
 
 from vitdc.config import DataConfig
 from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
+from vitdc.data.layout import Side, leftovers, read_folders
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.errors import InputError
@@ -27,7 +29,6 @@ from vitdc.progress import progress_bar
 DEFAULT_CHANNELS = 3
 MAX_LISTED = 10  # names in a message
 MAX_COLLECTED = 100  # unreadable images beyond the allowed ones before the rest is not tried
-SPLIT_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Store(Protocol):
         """Files per task of a decoding process; a few tasks per process are in memory."""
 
     def names(self) -> list[str]:
-        """All files below `location`, as relative paths with slashes; hidden ones may be left out.
+        """All files below `location`, as relative paths with slashes.
 
         Raises:
             InputError: The place is not there or may not be listed.
@@ -69,13 +70,17 @@ class Layout(NamedTuple):
 
     Attributes:
         names: N relative paths, sorted.
-        labels: (N,) int64, -1 for an image outside of a class folder.
-        class_names: Sorted names of the class folders, if any.
+        labels: (N,) int64, -1 for an image without a class.
+        class_names: Sorted names of the classes, if any.
+        sides: N sides of the split, where one is given.
+        groups: N names of what stays on one side of a split that is drawn.
     """
 
     names: list[str]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    sides: list[Side] | None
+    groups: list[str] | None
 
 
 class FileSource:
@@ -90,13 +95,10 @@ class FileSource:
         self._store, self._config = store, config
         channels = config.channels or DEFAULT_CHANNELS
         self._pixels = Pixels(config.image_size, channels, config.max_pixels)
-        names, self._labels, self.class_names = read_layout(
-            store, is_partial=config.labels == "partial"
-        )
-        self._names = np.array(names, dtype=object)
-        train, test = split_train_test(
-            names, self._labels, test_fraction=config.test_fraction, seed=config.seed
-        )
+        layout = read_layout(store, config)
+        self._labels, self.class_names = layout.labels, layout.class_names
+        self._names = np.array(layout.names, dtype=object)
+        train, test = _split(layout, config)
         limits = {"train": (train, config.max_train), "test": (test, config.max_test)}
         self._chosen = {  # before anything is decoded, so that a small trial is quick
             split: indices[
@@ -243,22 +245,57 @@ def stream_images(
                 yield decoded.images
 
 
-def read_layout(store: Store, *, is_partial: bool = False) -> Layout:
-    """List the images of `store` and derive their labels from the layout.
+def read_layout(store: Store, config: DataConfig) -> Layout:
+    """List the images of `store` and derive their labels, and a split if there is one.
 
     Args:
         store: Where they are.
-        is_partial: Whether images may lie beside the class folders; they have no label.
+        config: Its `split` and `test_fraction` count, and with `labels` as `partial` images may lie
+            beside the class folders; they have no label.
 
     Raises:
         InputError: There are no images, the layout is ambiguous, or a name cannot be written.
     """
     names = select_images(store.names(), store.location)
     check_encoding(names, store.location)
-    class_names = _class_names(names, store.location, is_partial=is_partial)
+    keeps_all = config.split == "auto" and not config.test_fraction
+    split = "random" if keeps_all else config.split
+    read = read_folders(names, split=split, location=store.location)
+    for sentence in read.said:
+        logger.info("%s: %s", store.location, sentence)
+    class_names = sorted({name for name in read.classes if name is not None})
+    if read.stray and config.labels != "partial":
+        stray = [names[position] for position in read.stray]
+        raise InputError(
+            f"{store.location}: ambiguous layout: {len(stray)} images at the top{_examples(stray)}"
+            f" beside class folders{_examples(class_names)}; move the images into class folders,"
+            " or all images into one flat folder; with data.labels=partial the images at the top"
+            " have no label"
+        )
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    labels = [label_of[name.partition("/")[0]] if "/" in name else -1 for name in names]
-    return Layout(names, np.array(labels, np.int64), class_names)
+    labels = np.array([-1 if c is None else label_of[c] for c in read.classes], np.int64)
+    kept = sorted(set(range(len(names))).difference(read.left_out))
+    return Layout(
+        [names[i] for i in kept],
+        labels[kept],
+        tuple(class_names),
+        read.sides and [read.sides[i] for i in kept],
+        read.groups and [read.groups[i] for i in kept],
+    )
+
+
+def _split(layout: Layout, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the test images: as given, else drawn."""
+    if layout.sides is not None:
+        is_test = np.array(layout.sides) == "test"
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    return split_train_test(
+        layout.names,
+        layout.labels,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        groups=layout.groups,
+    )
 
 
 def select_images(names: Iterable[str], location: str) -> list[str]:
@@ -267,14 +304,24 @@ def select_images(names: Iterable[str], location: str) -> list[str]:
     Raises:
         InputError: There are none.
     """
-    visible = [name for name in names if not is_hidden(name)]
+    names = list(names)
+    skipped = leftovers(names)
+    visible = [name for name in names if name not in skipped and not is_hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
+    unwanted = Counter(
+        folder
+        for name, folder in skipped.items()
+        if name.lower().endswith(EXTENSIONS) and not name.rpartition("/")[2].startswith(".")
+    )
     ignored = sorted(set(visible).difference(images))
     if not images:
         raise InputError(
             f"{location}: no images here ({len(ignored)} other files{_examples(ignored)});"
             f" images are files ending in {' '.join(EXTENSIONS)}"
+            f"{'; ' if unwanted else ''}{_skipped(unwanted)}"
         )
+    if unwanted:
+        logger.warning("%s: %s", location, _skipped(unwanted))
     if ignored:
         logger.warning(
             "%s: ignored %d files that are no images by their extension%s",
@@ -290,22 +337,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-def _class_names(names: Sequence[str], location: str, *, is_partial: bool) -> tuple[str, ...]:
-    class_names = sorted({name.partition("/")[0] for name in names if "/" in name})
-    at_top = [name for name in names if "/" not in name]
-    if at_top and class_names and not is_partial:
-        raise InputError(
-            f"{location}: ambiguous layout: {len(at_top)} images at the top{_examples(at_top)}"
-            f" beside class folders{_examples(class_names)}; move the images into class folders,"
-            " or all images into one flat folder; with data.labels=partial the images at the top"
-            " have no label"
-        )
-    if len(class_names) > 1 and {name.lower() for name in class_names} <= SPLIT_FOLDERS:
-        raise InputError(
-            f"{location}: its folders {', '.join(class_names)} are splits, not classes; name the"
-            " folder that holds the class folders, the split is made by data.test_fraction"
-        )
-    return tuple(class_names)
+def _skipped(folders: Counter[str]) -> str:
+    if not folders:
+        return ""
+    named = [f"{folder} ({number})" for folder, number in sorted(folders.items())]
+    listed = ", ".join(named[:MAX_LISTED]) + _and_more(len(named) - MAX_LISTED)
+    return f"skipped {folders.total()} images in folders that are never a class: {listed}"
 
 
 def check_encoding(names: Sequence[str], location: str) -> None:

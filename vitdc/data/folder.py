@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from vitdc.data.decoding import File
+from vitdc.data.layout import is_leftover
 from vitdc.errors import InputError
 
 
@@ -38,7 +39,7 @@ class Folder:
         return cls(str(folder))
 
     def names(self) -> list[str]:
-        """All files that are not hidden, as paths relative to the folder."""
+        """All files, as paths relative to the folder."""
         return list(_walk(self.location, "", frozenset()))
 
     def states(self) -> dict[str, str]:
@@ -56,11 +57,13 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
     if real in above:
         return
     try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
     except OSError as error:
+        if any(map(is_leftover, prefix.split("/")[:-1])):  # lost+found is nobody's
+            return
         raise InputError(f"{folder}: cannot be listed: {error.strerror}") from None
-    for entry in visible:
+    for entry in entries:
         if entry.is_dir():
             yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
         elif entry.is_file() or entry.is_symlink():  # a broken link is an unreadable image
