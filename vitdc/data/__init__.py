@@ -4,6 +4,8 @@ opening     which source a name means
 sources     what every source looks like
 arrays      sources that come as arrays: scikit-learn's digits, torchvision's sets
 files       sources that come as image files: labels from the layout, split, decoding
+layout      what the folders around images mean, by their names
+table       labels, splits and groups of images from a CSV file
 given       sources that a program hands over: arrays, tensors, torch Datasets
 folder, s3, dvc
             where image files can lie
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from vitdc.data.sources import Source
 
 # What says where the images lie or how they are read, but not what they are.
-NOT_CONTENT = {"root", "endpoint_url", "repo", "rev", "path", "num_workers", "max_unreadable"}
+NOT_CONTENT = {
+    *("root", "endpoint_url", "repo", "rev", "path", "labels_file"),
+    *("num_workers", "max_unreadable"),
+}
 
 
 def write_dataset(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -20,9 +20,10 @@ import numpy as np
 
 from vitdc.config import DataConfig
 from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
-from vitdc.data.layout import Side, leftovers, read_folders
+from vitdc.data.layout import Reading, Side, leftovers, read_folders
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
+from vitdc.data.table import Table, read_table
 from vitdc.errors import InputError
 from vitdc.progress import progress_bar
 
@@ -80,7 +81,7 @@ class Layout(NamedTuple):
     labels: np.ndarray
     class_names: tuple[str, ...]
     sides: list[Side] | None
-    groups: list[str] | None
+    groups: Sequence[Hashable] | None
 
 
 class FileSource:
@@ -256,11 +257,14 @@ def read_layout(store: Store, config: DataConfig) -> Layout:
     Raises:
         InputError: There are no images, the layout is ambiguous, or a name cannot be written.
     """
-    names = select_images(store.names(), store.location)
+    listed = [name for name in store.names() if name != config.labels_file]
+    names = select_images(listed, store.location)
     check_encoding(names, store.location)
     keeps_all = config.split == "auto" and not config.test_fraction
     split = "random" if keeps_all else config.split
     read = read_folders(names, split=split, location=store.location)
+    if config.labels_file is not None:
+        read = _with_table(read, read_table(store, config.labels_file, names), split)
     for sentence in read.said:
         logger.info("%s: %s", store.location, sentence)
     class_names = sorted({name for name in read.classes if name is not None})
@@ -282,6 +286,23 @@ def read_layout(store: Store, config: DataConfig) -> Layout:
         read.sides and [read.sides[i] for i in kept],
         read.groups and [read.groups[i] for i in kept],
     )
+
+
+def _with_table(read: Reading, table: Table, split: str) -> Reading:
+    """What the folders say, with what a table says in place of it."""
+    if "label" in table.columns:
+        classes = table.values("label")
+        num_known = sum(name is not None for name in classes)
+        said = [f"{table.name} has a label for {num_known} of {len(classes)} images"]
+        read = read._replace(classes=classes, stray=[], said=said)
+    if "split" in table.columns and split == "auto":
+        read = read._replace(sides=table.sides(), left_out=[])
+    if "group" in table.columns:
+        if read.sides:
+            table.check_groups(read.sides)
+        own = [group or index for index, group in enumerate(table.values("group"))]
+        read = read._replace(groups=own)
+    return read
 
 
 def _split(layout: Layout, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:

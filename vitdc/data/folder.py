@@ -44,11 +44,15 @@ class Folder:
 
     def states(self) -> dict[str, str]:
         """Of every file its size and time of change, which change with the content."""
-        return {name: _state(f"{self.location}/{name}") for name in self.names()}
+        return {name: file_state(self.path(name)) for name in self.names()}
 
     def files(self, names: Sequence[str]) -> Generator[File]:
         """The files' paths."""
-        yield from (f"{self.location}/{name}" for name in names)
+        yield from map(self.path, names)
+
+    def path(self, name: str) -> str:
+        """Of a file, whose name may be an absolute path already."""
+        return os.path.join(self.location, name)  # noqa: PTH118 quicker
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
@@ -70,7 +74,8 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
             yield prefix + entry.name
 
 
-def _state(path: str) -> str:
+def file_state(path: str) -> str:
+    """Size and time of change of a file, or why it has none."""
     try:
         status = Path(path).stat()
     except OSError as error:  # a broken link

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from vitdc.errors import InputError
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
 
     classes: list[str | None]
     sides: list[Side] | None
-    groups: list[str] | None
+    groups: Sequence[Hashable] | None
     stray: list[int]
     left_out: list[int]
     said: list[str]
