@@ -34,7 +34,8 @@ def data_concerns(dataset: Dataset) -> list[str]:
             concerns.append(
                 f"The classes differ by more than {IMBALANCE}:1: {names[large]} has {trained.max()}"
                 f" training images, {names[small]} {trained.min()};"
-                " pretraining.class_weights=balanced makes them count alike."
+                " pretraining.class_weights=balanced and joint.class_weights=balanced make them"
+                " count alike."
             )
     return concerns
 

@@ -254,6 +254,10 @@ class TargetTrainingConfig(TrainingConfig):
     """Alpha of timm's mixup; 0 turns it off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of timm's cutmix; 0 turns it off."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs the cross-entropy of an image by the inverse of the size of its class (or
+    of its cluster, where that is the target), so that all count alike however few images they have.
+    `pretraining` and `joint` have it each; the joint loss that is compared stays the plain mean."""
 
 
 class SelfSupervisedConfig(TrainingConfig):
