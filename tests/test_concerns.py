@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vitdc.concerns import pixel_concerns, size_concerns
+from vitdc.artifacts import Dataset, Split
+from vitdc.concerns import data_concerns, pixel_concerns, size_concerns
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
+from vitdc.summary import describe
 
 
 def found(*, nmi: float | None, floor: float | None, split: str = "test") -> dict[str, Any]:
@@ -73,3 +76,42 @@ def test_a_number_of_clusters_that_cannot_be_is_refused(
 @pytest.mark.parametrize(("num_clusters", "num_images"), [(1, 2), (9, 9), (3, 100)])
 def test_any_other_number_of_clusters_is_taken(num_clusters: int, num_images: int) -> None:
     ClusteringConfig(num_clusters=num_clusters).check_fit(num_images=num_images, num_classes=0)
+
+
+def of_classes(train: list[int], test: list[int], *class_names: str) -> Dataset:
+    splits = [
+        Split(np.zeros((len(labels), 1, 1, 1), np.uint8), np.array(labels), np.zeros(len(labels)))
+        for labels in (train, test)
+    ]
+    known = splits[0].labels >= 0
+    return Dataset(*splits, "toy", class_names, (0.5,), (0.1,), "0", 0, Path("unused"), known)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ([0] * 10 + [1], [0, 1], []),
+        ([0] * 11 + [1, -1], [0], ["The classes differ by more than 10:1: a has 11"]),
+        ([0, 0, -1], [1], ["No training image is of b"]),
+        ([-1, -1], [0, 1], ["No training image is of a, b"]),
+    ],
+)
+def test_classes_that_are_missing_or_far_from_even_are_named(
+    train: list[int], test: list[int], said: list[str]
+) -> None:
+    concerns = data_concerns(of_classes(train, test, "a", "b"))
+    assert len(concerns) == len(said)
+    assert all(text.startswith(start) for text, start in zip(concerns, said, strict=True))
+
+
+def test_a_single_class_is_named() -> None:
+    (concern,) = data_concerns(of_classes([0, 0], [0], "cats"))
+    assert concern.startswith("All labels are of one class (cats)")
+
+
+def test_of_many_classes_the_first_the_largest_and_the_smallest_are_shown() -> None:
+    names = [f"c{number}" for number in range(20)]
+    labels = [*range(20), 7, 7]
+    assert describe(of_classes(labels, [8], *names)).splitlines()[1] == (
+        "classes: c0 1, c1 1, c2 1, c3 1, c4 1, ...; largest c7 3, smallest c0 1"
+    )

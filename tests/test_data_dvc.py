@@ -71,6 +71,20 @@ def test_tracked_folder_gives_the_same_content_as_the_folder(repository, images,
             assert dataset.class_names == local.class_names == ("c0", "c1")
 
 
+def test_labels_come_from_a_table_that_is_tracked_with_the_images(
+    repository, write_images, tmp_path
+):
+    images = write_images("0.png", "1.png", "2.png")
+    (images / "labels.csv").write_text("file,label\n0.png,a\n2.png,b\n")
+    repository.track(images)
+    options = {"test_fraction": 0}
+    found = prepare(tmp_path / "out", repository.path, labels_file="./labels.csv", **options)
+    assert found.class_names == ("a", "b")
+    assert found.train.labels.tolist() == [0, -1, 1]
+    message = refusal(tmp_path / "no", repository.path, labels_file="x.csv", **options)
+    assert "x.csv: no such file at that commit" in message
+
+
 def test_commit_and_content_hash_are_recorded(repository, images, tmp_path):
     commit = repository.track(images)
     dataset = prepare(tmp_path / "out", repository.path)

@@ -269,9 +269,85 @@ def test_images_beside_class_folders_have_no_label_where_labels_are_partial(writ
     assert known == {"a.png": -1, "b.png": -1, **dict.fromkeys(CATS, 0)}
 
 
-def test_split_folders_are_not_taken_for_classes(write_images):
-    message = refusal(write_images("train/cats/a.png", "test/cats/b.png"))
-    assert "its folders test, train are splits, not classes" in message
+def sides_of(dataset: Dataset) -> dict[str, tuple[str, str]]:
+    """Split and class of every image, by its name."""
+    names = [*dataset.class_names, ""]  # -1 is the last one
+    return {row["image"]: (row["split"], names[int(row["label"])]) for row in index_of(dataset)}
+
+
+def test_folders_of_a_split_are_the_split_and_no_classes(write_images, caplog):
+    caplog.set_level("INFO")
+    root = write_images("seg_train/seg_train/cats/a.png", "seg_train/seg_train/dogs/b.png")
+    write_images("seg_test/seg_test/cats/c.png", "seg_pred/seg_pred/d.png")
+    assert sides_of(prepare(root)) == {
+        "seg_train/seg_train/cats/a.png": ("train", "cats"),
+        "seg_train/seg_train/dogs/b.png": ("train", "dogs"),
+        "seg_test/seg_test/cats/c.png": ("test", "cats"),
+    }
+    assert "split by folders: seg_train for training, seg_test for testing" in caplog.text
+    assert "left out 1 images to predict (seg_pred)" in caplog.text
+
+
+def test_a_split_is_drawn_anew_or_left_out_on_request(write_images):
+    root = write_images(*(f"train/{i % 2}/{i}.png" for i in range(8)), "val/0/8.png", "val/1/9.png")
+    assert {name for name, (split, _) in sides_of(prepare(root)).items() if split == "test"} == {
+        "val/0/8.png",
+        "val/1/9.png",
+    }
+    drawn = sides_of(prepare(root, split="random", test_fraction=0.4))
+    assert {each for _, each in drawn.values()} == {"0", "1"}
+    assert [split for split, _ in drawn.values()].count("test") == 4
+    assert len(prepare(root, test_fraction=0).train) == 10
+    assert len(prepare(root, test_fraction=0, split="folders").train) == 8
+
+
+def test_folders_that_are_kept_whole_do_not_straddle_the_split(write_images):
+    root = write_images(*(f"room{r}/{c}/{i}.png" for r in range(5) for c in "ab" for i in range(4)))
+    assert prepare(root).class_names == tuple(f"room{r}" for r in range(5))
+    dataset = prepare(root, split="folders")
+    assert dataset.class_names == ("a", "b")
+    sides = [(name.split("/")[0], split) for name, (split, _) in sides_of(dataset).items()]
+    assert len(set(sides)) == 5
+    assert [split for _, split in sides].count("test") == 8
+
+
+def test_folders_without_a_split_are_refused_where_one_is_asked_for(write_images):
+    message = refusal(write_images(*CATS, *DOGS), split="folders")
+    assert "data.split: folders, but no folders look like splits (cats, dogs)" in message
+
+
+def test_unlabelled_folders_have_no_label(write_images):
+    dataset = prepare(write_images("cats/a.png", "dogs/b.png", "Un-labelled/deep/c.png"))
+    assert dataset.class_names == ("cats", "dogs")
+    assert sides_of(dataset)["Un-labelled/deep/c.png"] == ("train", "")
+    assert dataset.supervision == "partial"
+
+
+def test_what_programs_leave_beside_images_is_skipped_and_counted(write_images, caplog):
+    root = write_images("cats/a.png", "dogs/b.png")
+    leftovers = ("cats/@eaDir/a.png/S.png", "@eaDir/c.png", ".thumbnails/c.png", "#recycle/d.png")
+    write_images(*leftovers, "__MACOSX/cats/._a.png", "__MACOSX/cats/e.png")
+    write_images("results/figures/nmi.png")
+    for name in ("artifact.json", "clusters.csv"):
+        (root / "results" / name).write_text("")
+    assert set(sides_of(prepare(root))) == {"cats/a.png", "dogs/b.png"}
+    assert (
+        "skipped 6 images in folders that are never a class: #recycle (1), .thumbnails (1),"
+        " @eaDir (2), __MACOSX (1), results (1)" in caplog.text
+    )
+
+
+def test_a_folder_of_the_system_that_may_not_be_read_is_skipped(write_images, monkeypatch):
+    root = write_images("a.png", "lost+found/b.png")
+    scandir = os.scandir
+
+    def refuse(folder: str | int):
+        if str(folder).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [row["image"] for row in index_of(prepare(root))] == ["a.png"]
 
 
 def test_name_that_is_not_utf8_is_refused(write_images):

@@ -67,6 +67,20 @@ def test_uploaded_folder_gives_the_same_content_as_the_folder(
             assert (remote.path / name).read_bytes() == (local.path / name).read_bytes()
 
 
+def test_labels_come_from_a_table_among_the_objects(s3_server, bucket, write_images, tmp_path):
+    root = write_images("0.png", "1.png", "2.png")
+    (root / "labels.csv").write_text("file,label\n0.png,a\n2.png,b\n")
+    upload(s3_server, bucket, root, "flat/")
+    options = {"endpoint_url": s3_server.endpoint_url, "test_fraction": 0}
+    found = prepare(
+        tmp_path / "out", source="s3://photos/flat", labels_file="labels.csv", **options
+    )
+    assert found.class_names == ("a", "b")
+    assert found.train.labels.tolist() == [0, -1, 1]
+    message = refusal(tmp_path / "no", source="s3://photos/flat", labels_file="x.csv", **options)
+    assert message.startswith("data.labels_file: x.csv: no such object")
+
+
 def test_listing_goes_on_after_the_first_page(s3_server, bucket, write_images, tmp_path):
     content = (write_images("0.png") / "0.png").read_bytes()
     client = s3_server.client()

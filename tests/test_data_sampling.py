@@ -97,3 +97,42 @@ def test_a_fraction_of_0_holds_nothing_out():
     train, test = split_train_test(names_of(labels), labels, test_fraction=0, seed=0)
     assert train.tolist() == list(range(12))
     assert len(test) == 0
+
+
+@given(labels_of_images, fractions, seeds)
+def test_a_group_per_image_changes_nothing(labels, fraction, seed):
+    names = names_of(labels)
+    plain, grouped = (
+        split_train_test(names, labels, test_fraction=fraction, seed=seed, groups=groups)
+        for groups in (None, names)
+    )
+    np.testing.assert_array_equal(plain[1], grouped[1])
+
+
+@given(labels_of_images, fractions, seeds, st.data())
+def test_groups_stay_on_one_side_and_every_class_keeps_a_training_image(
+    labels, fraction, seed, data
+):
+    count = len(labels)
+    groups = data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
+    train, test = split_train_test(
+        names_of(labels), labels, test_fraction=fraction, seed=seed, groups=groups
+    )
+    assert sorted([*train, *test]) == list(range(count))
+    assert {groups[i] for i in train}.isdisjoint(groups[i] for i in test)
+    assert set(labels[train]) == set(labels)
+
+
+def test_pairs_are_held_out_in_the_share_asked_for():
+    labels = np.repeat(np.arange(2), 40)
+    groups = np.arange(80) // 2
+    _, test = split_train_test(
+        names_of(labels), labels, test_fraction=0.25, seed=0, groups=groups.tolist()
+    )
+    assert np.bincount(labels[test]).tolist() == [10, 10]
+
+
+def test_groups_larger_than_the_share_leave_one_of_them_to_test():
+    labels, groups = np.zeros(20, int), [0] * 10 + [1] * 10
+    _, test = split_train_test(names_of(labels), labels, test_fraction=0.2, seed=0, groups=groups)
+    assert len(test) == 10

@@ -125,7 +125,8 @@ def test_the_summary_shows_every_round_and_the_headline(toy_run: ToyRun) -> None
 
 def test_every_artifact_can_be_described_in_words(toy_run: ToyRun) -> None:
     assert describe(Dataset.load(toy_run.dataset)) == (
-        "toy: 42 training and 12 test images of 8x8x1, 3 classes"
+        "toy: 42 training and 12 test images of 8x8x1, 3 classes\n"
+        "classes: left 18, right 18, bottom 18"
     )
     assert "best is round" in describe(Round.load(toy_run.round(2)))
     assert describe(Round.load(toy_run.round(1))).endswith("the rounds go on")

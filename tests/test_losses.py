@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from vitdc.config import JointConfig
@@ -66,9 +67,10 @@ def joint_loss(
     *,
     label_smoothing: float = 0.0,
     mixing: torch.Tensor | None = None,
+    class_weights: str = "none",
 ) -> dict[str, torch.Tensor]:
     """The parts of the loss of one batch, of all images, by their names."""
-    config = JointConfig(label_smoothing=label_smoothing)
+    config = JointConfig(label_smoothing=label_smoothing, class_weights=class_weights)
     objective = Joint(Supervised(labels, config), anchors)
     views = Views(torch.zeros(len(labels), 1, 2, 2), np.arange(len(labels)), mixing)
     loss = objective.loss(Output(embedding, tensor(logits)), views)
@@ -117,6 +119,21 @@ def test_cross_entropy_equals_torchs_own_where_labels_are_unknown(smoothing: flo
     )
     found = cross_entropy_loss(tensor(logits), one_hot_targets(known, 3), label_smoothing=smoothing)
     torch.testing.assert_close(found, expected)
+
+
+def test_balanced_classes_weigh_as_scikit_learn_and_torch_have_it() -> None:
+    labels = np.array([0] * 9 + [2] * 3 + [-1, 1])
+    logits = np.random.default_rng(0).normal(size=(len(labels), 3))
+    known = labels[labels >= 0]
+    weights = compute_class_weight("balanced", classes=np.arange(3), y=known)
+    expected = functional.cross_entropy(
+        tensor(logits), torch.from_numpy(labels), weight=tensor(weights), ignore_index=-1
+    )
+    embedding = torch.zeros(len(labels), 4)
+    loss = joint_loss(logits, labels, embedding, None, class_weights="balanced")
+    torch.testing.assert_close(loss["cross_entropy"], expected)
+    plain = joint_loss(logits, labels, embedding, None)["cross_entropy"]
+    assert not torch.isclose(plain, expected)
 
 
 def test_one_hot_targets_are_a_zero_row_where_the_label_is_unknown() -> None:

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vitdc.artifacts import SPLITS
+from vitdc.artifacts import SPLITS, Dataset
 
-MAX_NAMED = 5  # clusters
+MAX_NAMED = 5  # clusters or classes
+IMBALANCE = 10  # from which ratio of the largest class to the smallest it is said
+
+
+def data_concerns(dataset: Dataset) -> list[str]:
+    """What is odd about the classes of prepared images."""
+    concerns = []
+    counts = np.bincount(dataset.train.labels[dataset.train.labels >= 0])
+    present = np.flatnonzero(counts)
+    names = dataset.class_names
+    if len(names) == 1:
+        concerns.append(
+            f"All labels are of one class ({names[0]}), so they can neither train nor score; if it"
+            " is a folder around the images, take data.labels=none."
+        )
+    elif missing := [name for label, name in enumerate(names) if label not in present]:
+        concerns.append(f"No training image is of {_listed(missing)}; only test images are.")
+    if dataset.supervision != "none" and len(present):
+        known = dataset.training_labels[dataset.known]
+        trained = np.bincount(known, minlength=len(names))[np.unique(known)]
+        small, large = (np.unique(known)[each] for each in (trained.argmin(), trained.argmax()))
+        if trained.max() > IMBALANCE * trained.min():
+            concerns.append(
+                f"The classes differ by more than {IMBALANCE}:1: {names[large]} has {trained.max()}"
+                f" training images, {names[small]} {trained.min()};"
+                " pretraining.class_weights=balanced and joint.class_weights=balanced make them"
+                " count alike."
+            )
+    return concerns
 
 
 def result_concerns(found: Mapping[str, Any], sizes: np.ndarray) -> list[str]:
@@ -19,7 +47,7 @@ def result_concerns(found: Mapping[str, Any], sizes: np.ndarray) -> list[str]:
         found: The content of metrics.json.
         sizes: (K,) training images per cluster.
     """
-    return [*pixel_concerns(found), *size_concerns(sizes)]
+    return [*found.get("data_notes", ()), *pixel_concerns(found), *size_concerns(sizes)]
 
 
 def pixel_concerns(found: Mapping[str, Any]) -> list[str]:
@@ -60,9 +88,13 @@ def size_concerns(sizes: np.ndarray) -> list[str]:
         )
     empty = np.flatnonzero(sizes == 0)
     if len(empty):
-        named = ", ".join(map(str, empty[:MAX_NAMED])) + (" ..." if len(empty) > MAX_NAMED else "")
         concerns.append(
-            f"{len(empty)} of {num_clusters} clusters are empty ({named}); take a smaller"
+            f"{len(empty)} of {num_clusters} clusters are empty ({_listed(empty)}); take a smaller"
             " clustering.num_clusters, or look for identical images."
         )
     return concerns
+
+
+def _listed(names: Iterable[Any]) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:MAX_NAMED]) + (" ..." if len(names) > MAX_NAMED else "")

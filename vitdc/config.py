@@ -9,6 +9,7 @@ one): 32.0 is a valid integer, 32.5 is not.
 from __future__ import annotations
 
 import difflib
+import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -53,7 +55,7 @@ FROZEN = ("none", "head")  # values of model.trainable that leave the whole back
 # Where the data lie and how fast they are read: no result depends on these, given the content.
 NOT_IDENTIFYING = (
     *("data.root", "data.endpoint_url", "data.repo", "data.rev", "data.path"),
-    "data.num_workers",
+    *("data.labels_file", "data.num_workers"),
 )
 
 
@@ -107,6 +109,11 @@ class DataConfig(Section):
     path: Annotated[NonEmpty | None, Field(validate_default=True)] = None
     """With `dvc`: the folder of images, relative to the root of the repository: one that DVC tracks
     or one inside it. Class sub-folders become labels, a flat folder has none."""
+    labels_file: Annotated[NonEmpty, AfterValidator(posixpath.normpath)] | None = None
+    """With image files: a CSV file `file,label[,split][,group]` that gives the labels instead of
+    the folders, and perhaps the split and what must stay together on one side of it. It lies in
+    `data.root`, under the S3 prefix or in `data.path`, and its path is relative to that; for a
+    folder it may be an absolute path. Paths in it are relative to the CSV file."""
     image_size: PositiveInt | None = None
     """Side in pixels; images are resized and centre-cropped to a square of it. Null keeps a
     set's own size; `folder`, `s3://` and `dvc` need a number."""
@@ -121,6 +128,12 @@ class DataConfig(Section):
     label_fraction: Share | None = None
     """Share of the known labels that is trained on, stratified by label; null keeps all. The others
     only score."""
+    split: Literal["auto", "folders", "random"] = "auto"
+    """Where the split of image files comes from. `auto` takes the column of `labels_file`, else
+    folders that are called like splits (`train`, `seg_test`, `val2017`), and holds images out at
+    random where there are none, or nothing if `test_fraction` is 0; `folders` insists on such
+    folders; `random` draws from all images. Validation images are tested with where there is no
+    test folder, else trained on."""
     test_fraction: Fraction = 0.2
     """Share held out for testing, stratified by label, where a source has no split of its own;
     0 holds nothing out."""
@@ -254,6 +267,10 @@ class TargetTrainingConfig(TrainingConfig):
     """Alpha of timm's mixup; 0 turns it off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of timm's cutmix; 0 turns it off."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs the cross-entropy of an image by the inverse of the size of its class (or
+    of its cluster, where that is the target), so that all count alike however few images they have.
+    `pretraining` and `joint` have it each; the joint loss that is compared stays the plain mean."""
 
 
 class SelfSupervisedConfig(TrainingConfig):

@@ -48,7 +48,7 @@ from vitdc.config import DataConfig, Params, TrainingConfig
 from vitdc.data import write_dataset, write_source
 from vitdc.data.files import stream_images
 from vitdc.data.given import NAME, GivenSource, Target, encode_labels, open_given
-from vitdc.data.opening import open_store
+from vitdc.data.opening import check_no_files, open_store
 from vitdc.data.s3 import SCHEME
 from vitdc.device import resolve_device
 from vitdc.errors import InputError
@@ -287,6 +287,7 @@ class DeepClustering(
         else:
             source = GivenSource.open(images, labels, test=test, config=params.data)
             config = DataConfig(**_without_place(params.data), source=NAME)
+            check_no_files(config, NAME)
             write_source(source, config, name=NAME, output=output)
             classes = source.classes
         dataset = Dataset.load(output)

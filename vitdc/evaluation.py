@@ -24,7 +24,7 @@ from vitdc.artifacts import (
     SplitScores,
 )
 from vitdc.clustering import assign, kmeans
-from vitdc.concerns import result_concerns
+from vitdc.concerns import data_concerns, result_concerns
 from vitdc.config import ClusteringConfig, EvaluationConfig
 from vitdc.convergence import effective_rank
 from vitdc.prediction import unsure_limit
@@ -103,6 +103,8 @@ def collect_metrics(
         found["silhouette"] = scores.silhouette
     if pixels is not None:
         found["pixel_kmeans"] = {split: values._asdict() for split, values in pixels.items()}
+    if notes := data_concerns(dataset):
+        found["data_notes"] = notes
     return found
 
 

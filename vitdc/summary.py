@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
+
 from vitdc.artifacts import (
     COLLAPSED,
     CONVERGED,
@@ -20,7 +22,7 @@ from vitdc.artifacts import (
     Round,
     RoundRow,
 )
-from vitdc.concerns import result_concerns, size_concerns
+from vitdc.concerns import data_concerns, result_concerns, size_concerns
 
 COLUMNS = {  # heading -> field of RoundRow
     "round": "round",
@@ -35,6 +37,7 @@ COLUMNS = {  # heading -> field of RoundRow
     "rank": "effective_rank",
     "verdict": "verdict",
 }
+MAX_CLASSES, FIRST_CLASSES = 12, 5  # that are listed with their sizes
 SCORE_NAMES = ("nmi", "ari", "acc")
 SCORES = ("nmi_train", "nmi_test", "acc_test")
 """Columns that are left out where no label scores."""
@@ -95,10 +98,26 @@ def _(dataset: Dataset) -> str:
     skipped = f", {dataset.num_unreadable} unreadable skipped" if dataset.num_unreadable else ""
     commit = dataset.origin.get("commit", "")[:7]
     name = f"{dataset.name} at {commit}" if commit else dataset.name
-    return (
+    line = (
         f"{name}: {len(dataset.train)} training and {len(dataset.test)} test images of"
         f" {height}x{width}x{channels}, {labels}{skipped}"
     )
+    classes = [f"classes: {_class_sizes(dataset)}"] if dataset.class_names else []
+    return "\n".join([line, *classes, *(f"note: {each}" for each in data_concerns(dataset))])
+
+
+def _class_sizes(dataset: Dataset) -> str:
+    """Images of every class in both splits; of many classes the first, largest and smallest."""
+    labels = np.concatenate([dataset.train.labels, dataset.test.labels])
+    counts = np.bincount(labels[labels >= 0], minlength=len(dataset.class_names))
+    sizes = [f"{name} {count}" for name, count in zip(dataset.class_names, counts, strict=True)]
+    unlabelled = int((labels < 0).sum())
+    without = f"; {unlabelled} images without a label" if unlabelled else ""
+    if len(sizes) <= MAX_CLASSES:
+        return ", ".join(sizes) + without
+    first = ", ".join(sizes[:FIRST_CLASSES])
+    largest, smallest = sizes[counts.argmax()], sizes[counts.argmin()]
+    return f"{first}, ...; largest {largest}, smallest {smallest}{without}"
 
 
 @describe.register

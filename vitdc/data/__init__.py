@@ -4,6 +4,8 @@ opening     which source a name means
 sources     what every source looks like
 arrays      sources that come as arrays: scikit-learn's digits, torchvision's sets
 files       sources that come as image files: labels from the layout, split, decoding
+layout      what the folders around images mean, by their names
+table       labels, splits and groups of images from a CSV file
 given       sources that a program hands over: arrays, tensors, torch Datasets
 folder, s3, dvc
             where image files can lie
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
 # What says where the images lie or how they are read, but not what they are.
 NOT_CONTENT = {
-    "root", "endpoint_url", "repo", "rev", "path",
-    "num_workers", "max_unreadable", "keep_decoded",
-}  # fmt: skip
+    *("root", "endpoint_url", "repo", "rev", "path", "labels_file"),
+    *("num_workers", "max_unreadable", "keep_decoded"),
+}
 
 
 def write_dataset(

@@ -108,7 +108,9 @@ class TrackedFolder:
     def _fetch(self, name: str) -> str | bytes:
         from dvc_data.index import StorageKeyError
 
-        entry, storage = self._listing.entries[name], self._listing.storage
+        entry, storage = self._listing.entries.get(name), self._listing.storage
+        if entry is None:
+            raise InputError(f"{self.location}: {name}: no such file at that commit")
         with self._one_clear_line(name):
             for find in (storage.get_cache, storage.get_remote):
                 try:

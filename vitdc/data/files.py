@@ -2,17 +2,18 @@
 
 Layout: class sub-folders give labels (files may be nested deeper inside them), a flat folder gives
 none. Both at once is an error unless `data.labels` is `partial`, because the images at the top have
-no class. Hidden
-files and folders (a name that starts with a dot) are ignored, and so are files whose extension is
-not an image's, which are counted. Images are in the order of their names. Names are compared in one
-Unicode form, so a copy made by another operating system is the same data set; files are opened by
-the names that they have.
+no class. `layout` tells what other folders mean. Hidden files (a name that starts with a dot) are
+ignored; files whose extension is not an image's and images in folders that are never a class are
+ignored and counted. Images are in the order of their names. Names are compared in one Unicode form,
+so a copy made by another operating system is the same data set; files are opened by the names that
+they have.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -21,8 +22,10 @@ import numpy as np
 
 from vitdc.config import DataConfig
 from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
+from vitdc.data.layout import Reading, Side, leftovers, read_folders
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
+from vitdc.data.table import Table, read_table
 from vitdc.errors import InputError
 from vitdc.names import find_twins, normal_form
 from vitdc.progress import progress_bar
@@ -30,7 +33,6 @@ from vitdc.progress import progress_bar
 DEFAULT_CHANNELS = 3
 MAX_LISTED = 10  # names in a message
 MAX_COLLECTED = 100  # unreadable images beyond the allowed ones before the rest is not tried
-SPLIT_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class Store(Protocol):
         """Files per task of a decoding process; a few tasks per process are in memory."""
 
     def names(self) -> list[str]:
-        """All files below `location`, as relative paths with slashes; hidden ones may be left out.
+        """All files below `location`, as relative paths with slashes.
 
         Raises:
             InputError: The place is not there or may not be listed.
@@ -72,13 +74,17 @@ class Layout(NamedTuple):
 
     Attributes:
         names: N relative paths, sorted.
-        labels: (N,) int64, -1 for an image outside of a class folder.
-        class_names: Sorted names of the class folders in their normal form, if any.
+        labels: (N,) int64, -1 for an image without a class.
+        class_names: Sorted names of the classes in their normal form, if any.
+        sides: N sides of the split, where one is given.
+        groups: N names of what stays on one side of a split that is drawn.
     """
 
     names: list[str]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    sides: list[Side] | None
+    groups: Sequence[Hashable] | None
 
 
 class FileSource:
@@ -92,13 +98,10 @@ class FileSource:
             )
         self._store, self._config = store, config
         self._pixels = pixels_of(config)
-        names, self._labels, self.class_names = read_layout(
-            store, is_partial=config.labels == "partial"
-        )
-        self._names = np.array(names, dtype=object)
-        train, test = split_train_test(
-            names, self._labels, test_fraction=config.test_fraction, seed=config.seed
-        )
+        layout = read_layout(store, config)
+        self._labels, self.class_names = layout.labels, layout.class_names
+        self._names = np.array(layout.names, dtype=object)
+        train, test = _split(layout, config)
         limits = {"train": (train, config.max_train), "test": (test, config.max_test)}
         self._chosen = {  # before anything is decoded, so that a small trial is quick
             split: indices[
@@ -251,23 +254,83 @@ def stream_images(
                 yield decoded.images
 
 
-def read_layout(store: Store, *, is_partial: bool = False) -> Layout:
-    """List the images of `store` and derive their labels from the layout.
+def read_layout(store: Store, config: DataConfig) -> Layout:
+    """List the images of `store` and derive their labels, and a split if there is one.
 
     Args:
         store: Where they are.
-        is_partial: Whether images may lie beside the class folders; they have no label.
+        config: Its `split` and `test_fraction` count, and with `labels` as `partial` images may lie
+            beside the class folders; they have no label.
 
     Raises:
         InputError: There are no images, the layout is ambiguous, or a name cannot be written.
     """
-    names = select_images(store.names(), store.location)
+    listed = [name for name in store.names() if name != config.labels_file]
+    names = select_images(listed, store.location)
     check_encoding(names, store.location)
-    class_names = _class_names(names, store.location, is_partial=is_partial)
+    keeps_all = config.split == "auto" and not config.test_fraction
+    split = "random" if keeps_all else config.split
+    read = read_folders(names, split=split, location=store.location)
+    if config.labels_file is not None:
+        read = _with_table(read, read_table(store, config.labels_file, names), split)
+    for sentence in read.said:
+        logger.info("%s: %s", store.location, sentence)
+    folders = {name for name in read.classes if name is not None}
+    if twins := find_twins(folders):
+        raise InputError(
+            f"{store.location}: {twins[0]!a} and {twins[1]!a} are the same name in two Unicode"
+            " forms, and would be two classes; put their images into one"
+        )
+    class_names = sorted(map(normal_form, folders))
+    if read.stray and config.labels != "partial":
+        stray = [names[position] for position in read.stray]
+        raise InputError(
+            f"{store.location}: ambiguous layout: {len(stray)} images at the top{_examples(stray)}"
+            f" beside class folders{_examples(class_names)}; move the images into class folders,"
+            " or all images into one flat folder; with data.labels=partial the images at the top"
+            " have no label"
+        )
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    folders = [normal_form(name.partition("/")[0]) if "/" in name else None for name in names]
-    labels = [-1 if folder is None else label_of[folder] for folder in folders]
-    return Layout(names, np.array(labels, np.int64), class_names)
+    labels = [-1 if name is None else label_of[normal_form(name)] for name in read.classes]
+    kept = sorted(set(range(len(names))).difference(read.left_out))
+    return Layout(
+        [names[i] for i in kept],
+        np.array(labels, np.int64)[kept],
+        tuple(class_names),
+        read.sides and [read.sides[i] for i in kept],
+        read.groups and [read.groups[i] for i in kept],
+    )
+
+
+def _with_table(read: Reading, table: Table, split: str) -> Reading:
+    """What the folders say, with what a table says in place of it."""
+    if "label" in table.columns:
+        classes = table.values("label")
+        num_known = sum(name is not None for name in classes)
+        said = [f"{table.name} has a label for {num_known} of {len(classes)} images"]
+        read = read._replace(classes=classes, stray=[], said=said)
+    if "split" in table.columns and split == "auto":
+        read = read._replace(sides=table.sides(), left_out=[])
+    if "group" in table.columns:
+        if read.sides:
+            table.check_groups(read.sides)
+        own = [group or index for index, group in enumerate(table.values("group"))]
+        read = read._replace(groups=own)
+    return read
+
+
+def _split(layout: Layout, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the test images: as given, else drawn."""
+    if layout.sides is not None:
+        is_test = np.array(layout.sides) == "test"
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    return split_train_test(
+        layout.names,
+        layout.labels,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        groups=layout.groups,
+    )
 
 
 def select_images(names: Iterable[str], location: str) -> list[str]:
@@ -276,17 +339,27 @@ def select_images(names: Iterable[str], location: str) -> list[str]:
     Raises:
         InputError: There are none.
     """
-    visible = [name for name in names if not is_hidden(name)]
+    names = list(names)
+    skipped = leftovers(names)
+    visible = [name for name in names if name not in skipped and not is_hidden(name)]
     images = sorted(
         (name for name in visible if name.lower().endswith(EXTENSIONS)),
         key=lambda name: (normal_form(name), name),
+    )
+    unwanted = Counter(
+        folder
+        for name, folder in skipped.items()
+        if name.lower().endswith(EXTENSIONS) and not name.rpartition("/")[2].startswith(".")
     )
     ignored = sorted(set(visible).difference(images))
     if not images:
         raise InputError(
             f"{location}: no images here ({len(ignored)} other files{_examples(ignored)});"
             f" images are files ending in {' '.join(EXTENSIONS)}"
+            f"{'; ' if unwanted else ''}{_skipped(unwanted)}"
         )
+    if unwanted:
+        logger.warning("%s: %s", location, _skipped(unwanted))
     if ignored:
         logger.warning(
             "%s: ignored %d files that are no images by their extension%s",
@@ -302,28 +375,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-def _class_names(names: Sequence[str], location: str, *, is_partial: bool) -> tuple[str, ...]:
-    folders = {name.partition("/")[0] for name in names if "/" in name}
-    if twins := find_twins(folders):
-        raise InputError(
-            f"{location}: its folders {twins[0]!a} and {twins[1]!a} have the same name in two"
-            " Unicode forms, and would be two classes; put their images into one"
-        )
-    class_names = sorted(map(normal_form, folders))
-    at_top = [name for name in names if "/" not in name]
-    if at_top and class_names and not is_partial:
-        raise InputError(
-            f"{location}: ambiguous layout: {len(at_top)} images at the top{_examples(at_top)}"
-            f" beside class folders{_examples(class_names)}; move the images into class folders,"
-            " or all images into one flat folder; with data.labels=partial the images at the top"
-            " have no label"
-        )
-    if len(class_names) > 1 and {name.lower() for name in class_names} <= SPLIT_FOLDERS:
-        raise InputError(
-            f"{location}: its folders {', '.join(class_names)} are splits, not classes; name the"
-            " folder that holds the class folders, the split is made by data.test_fraction"
-        )
-    return tuple(class_names)
+def _skipped(folders: Counter[str]) -> str:
+    if not folders:
+        return ""
+    named = [f"{folder} ({number})" for folder, number in sorted(folders.items())]
+    listed = ", ".join(named[:MAX_LISTED]) + _and_more(len(named) - MAX_LISTED)
+    return f"skipped {folders.total()} images in folders that are never a class: {listed}"
 
 
 def check_encoding(names: Sequence[str], location: str) -> None:

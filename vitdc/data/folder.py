@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from vitdc.data.decoding import File
+from vitdc.data.layout import is_leftover
 from vitdc.errors import InputError
 
 
@@ -38,16 +39,20 @@ class Folder:
         return cls(str(folder))
 
     def names(self) -> list[str]:
-        """All files that are not hidden, as paths relative to the folder."""
+        """All files, as paths relative to the folder."""
         return list(_walk(self.location, "", frozenset()))
 
     def states(self) -> dict[str, str]:
         """Of every file its size and time of change, which change with the content."""
-        return {name: _state(f"{self.location}/{name}") for name in self.names()}
+        return {name: file_state(self.path(name)) for name in self.names()}
 
     def files(self, names: Sequence[str]) -> Generator[File]:
         """The files' paths."""
-        yield from (f"{self.location}/{name}" for name in names)
+        yield from map(self.path, names)
+
+    def path(self, name: str) -> str:
+        """Of a file, whose name may be an absolute path already."""
+        return os.path.join(self.location, name)  # noqa: PTH118 quicker
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
@@ -56,18 +61,21 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
     if real in above:
         return
     try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
     except OSError as error:
+        if any(map(is_leftover, prefix.split("/")[:-1])):  # lost+found is nobody's
+            return
         raise InputError(f"{folder}: cannot be listed: {error.strerror}") from None
-    for entry in visible:
+    for entry in entries:
         if entry.is_dir():
             yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
         elif entry.is_file() or entry.is_symlink():  # a broken link is an unreadable image
             yield prefix + entry.name
 
 
-def _state(path: str) -> str:
+def file_state(path: str) -> str:
+    """Size and time of change of a file, or why it has none."""
     try:
         status = Path(path).stat()
     except OSError as error:  # a broken link

@@ -25,6 +25,7 @@ def open_source(config: DataConfig) -> Source:
     store = open_store(config)
     if store is not None:
         return FileSource(store, config)
+    check_no_files(config, config.source)
     if config.source == DIGITS:
         return open_digits(config)
     return open_torchvision_set(config)
@@ -46,6 +47,20 @@ def open_store(config: DataConfig) -> Store | None:
     if name == DIGITS or name in TORCHVISION_SETS:
         return None
     raise InputError(_unknown_source(name, valid=(DIGITS, FOLDER, DVC, *TORCHVISION_SETS)))
+
+
+def check_no_files(config: DataConfig, source: str) -> None:
+    """Refuse what only image files have, of a source without any.
+
+    Raises:
+        InputError: It is asked for.
+    """
+    for name in ("labels_file", "split"):
+        if getattr(config, name) != DataConfig.model_fields[name].default:
+            raise InputError(
+                f"data.{name}: {getattr(config, name)}, but only image files ({FOLDER}, {DVC},"
+                f" {SCHEME}...) have it, and data.source is {source}; leave it out"
+            )
 
 
 def _unknown_source(name: str, *, valid: tuple[str, ...]) -> str:

@@ -8,7 +8,8 @@ its images in, and adding images moves few others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -31,20 +32,39 @@ def apportion(counts: np.ndarray, total: int) -> np.ndarray:
 
 
 def split_train_test(
-    names: Sequence[str], labels: np.ndarray, *, test_fraction: float, seed: int
+    names: Sequence[str],
+    labels: np.ndarray,
+    *,
+    test_fraction: float,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and of the test images, each ascending.
 
     Every class keeps an image in training, so a class of one image is never tested and a class
     too small for its share is tested with less. Two images or more leave something to test,
     unless every class has only one, or the fraction is 0.
+
+    Args:
+        names: N, in ascending order if there are groups.
+        labels: (N,)
+        test_fraction: Share to be tested.
+        seed: Of the draw.
+        groups: N: images of one group stay together. Then the share is met as nearly as the groups
+            allow, and nothing is tested if every group has all images of a class. With a group
+            per image the split is that without groups.
     """
     classes, counts = np.unique(labels, return_counts=True)
     total = max(round(test_fraction * len(names)), 1 if test_fraction and len(names) > 1 else 0)
     held_out = np.minimum(apportion(counts, total), counts - 1)
     if total and not held_out.any() and counts.max() > 1:
         held_out[counts.argmax()] = 1
-    test = _lowest_ranks(names, labels, classes, held_out, seed=seed)
+    if groups is None:
+        test = _lowest_ranks(names, labels, classes, held_out, seed=seed)
+    else:
+        test = _whole_groups(
+            names, labels, dict(zip(classes.tolist(), held_out, strict=True)), groups, seed
+        )
     return np.setdiff1d(np.arange(len(names)), test), test
 
 
@@ -74,6 +94,40 @@ def _lowest_ranks(
         members = np.flatnonzero(labels == label)
         chosen.append(members[np.argsort(ranks[members], kind="stable")[:number]])
     return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def _whole_groups(
+    names: Sequence[str],
+    labels: np.ndarray,
+    wanted: dict[int, int],
+    groups: Sequence[Hashable],
+    seed: int,
+) -> np.ndarray:
+    """The groups of lowest rank, each taken if that brings the classes nearer to what is wanted."""
+    members = defaultdict[Hashable, list[int]](list)
+    for index, name in enumerate(groups):
+        members[name].append(index)
+    codes = labels.tolist()
+    missing, left, chosen = dict(wanted), Counter(codes), list[int]()
+
+    def gain(group: list[int]) -> int:
+        """Images by which a group brings the classes nearer; the least where one has no other."""
+        sizes = Counter(codes[index] for index in group)
+        if any(size >= left[label] for label, size in sizes.items()):
+            return -len(codes)
+        return sum(abs(missing[c]) - abs(missing[c] - size) for c, size in sizes.items())
+
+    ranked = sorted(members.values(), key=lambda group: _rank(names[group[0]], seed))
+    for group in ranked:
+        if gain(group) > 0:
+            chosen += group
+            for index in group:
+                missing[codes[index]] -= 1
+                left[codes[index]] -= 1
+    if not chosen and any(wanted.values()):  # every group is larger than the share
+        nearest = max(ranked, key=gain)
+        chosen = nearest if gain(nearest) > -len(codes) else []
+    return np.sort(np.array(chosen, np.int64))
 
 
 def _rank(name: str, seed: int) -> int:

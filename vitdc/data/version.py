@@ -15,7 +15,7 @@ from typing import NamedTuple
 from vitdc.config import DataConfig
 from vitdc.data.dvc import TrackedFolder
 from vitdc.data.files import check_encoding, select_images
-from vitdc.data.folder import Folder
+from vitdc.data.folder import Folder, file_state
 from vitdc.data.opening import open_store
 from vitdc.data.s3 import Bucket
 
@@ -47,14 +47,19 @@ def pin(config: DataConfig) -> Pinned:
         revision = store.revision()
         return Pinned(config.model_copy(update={"rev": revision.commit}), revision.content_hash)
     assert isinstance(store, Folder | Bucket)
-    return Pinned(config, _listing_hash(store.states(), store.location))
+    states = store.states()
+    if (table := config.labels_file) and table not in states and isinstance(store, Folder):
+        states[table] = file_state(store.path(table))
+    return Pinned(config, _listing_hash(states, store.location, table))
 
 
-def _listing_hash(states: Mapping[str, str], location: str) -> str:
-    """SHA-256 over name and state of every image; files that are none do not count."""
+def _listing_hash(states: Mapping[str, str], location: str, table: str | None) -> str:
+    """SHA-256 over name and state of every image and of the table; other files do not count."""
     listing = hashlib.sha256()
-    names = select_images(states, location)
+    names = select_images((name for name in states if name != table), location)
+    if table:
+        names.append(table)
     check_encoding(names, location)
     for name in names:
-        listing.update(json.dumps([name, states[name]]).encode() + b"\n")
+        listing.update(json.dumps([name, states.get(name)]).encode() + b"\n")
     return listing.hexdigest()

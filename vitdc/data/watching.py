@@ -21,11 +21,17 @@ def unwatched(config: DataConfig) -> str:
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     if not stage:
         return ""
-    if config.source == FOLDER and config.root and not _is_dependency(config.root, stage):
-        return (
-            f"data.root: DVC does not watch {config.root}, so `dvc repro` will not notice that its"
-            f" images change; add `deps: [{config.root}]` to the stage {stage} in dvc.yaml"
-        )
+    if config.source == FOLDER and config.root:
+        table = str(Path(config.root, config.labels_file)) if config.labels_file else ""
+        for name, path, what in (
+            ("root", config.root, "its images change"),
+            ("labels_file", table, "it changes"),
+        ):
+            if path and not _is_dependency(path, stage):
+                return (
+                    f"data.{name}: DVC does not watch {path}, so `dvc repro` will not notice that"
+                    f" {what}; add `deps: [{path}]` to the stage {stage} in dvc.yaml"
+                )
     if config.source.startswith(SCHEME):
         return (
             f"data.source: DVC does not watch {config.source}, so `dvc repro` will not notice that"

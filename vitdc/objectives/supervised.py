@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -34,6 +35,10 @@ class Supervised:
     targets: np.ndarray
     config: TargetTrainingConfig
 
+    @cached_property
+    def _balance(self) -> np.ndarray:
+        return balancing_weights(self.targets)
+
     def usable(self) -> np.ndarray:
         return np.flatnonzero(self.targets >= 0)
 
@@ -52,10 +57,22 @@ class Supervised:
     def loss(self, output: Output, views: Views) -> tuple[Tensor]:
         own = torch.from_numpy(self.targets[views.rows]).to(output.logits.device)
         targets = one_hot_targets(own, output.logits.shape[1])  # (B, num_outputs)
+        if self.config.class_weights == "balanced":
+            weights = torch.from_numpy(self._balance[views.rows]).to(targets.device)
+            targets = targets * weights[:, None]
         if views.mixing is not None:
             targets = views.mixing @ targets
         smoothing = self.config.label_smoothing
         return (cross_entropy_loss(output.logits, targets, label_smoothing=smoothing),)
+
+
+def balancing_weights(targets: np.ndarray) -> np.ndarray:
+    """(N,) float32 weights of mean 1 that give every class the same sum; 0 without a target."""
+    _, own, counts = np.unique(targets, return_inverse=True, return_counts=True)
+    known = targets >= 0
+    num_classes = len(np.unique(targets[known]))
+    weights = known.sum() / (max(1, num_classes) * counts[own])
+    return np.where(known, weights, 0).astype(np.float32)
 
 
 def cross_entropy_per_image(logits: Tensor, targets: Tensor) -> Tensor:
