@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdc.concerns import pixel_concerns, size_concerns
+from vitdc.concerns import image_concerns, pixel_concerns, size_concerns
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
 
@@ -73,3 +73,22 @@ def test_a_number_of_clusters_that_cannot_be_is_refused(
 @pytest.mark.parametrize(("num_clusters", "num_images"), [(1, 2), (9, 9), (3, 100)])
 def test_any_other_number_of_clusters_is_taken(num_clusters: int, num_images: int) -> None:
     ClusteringConfig(num_clusters=num_clusters).check_fit(num_images=num_images, num_classes=0)
+
+
+def test_images_that_show_almost_nothing_are_counted_and_named() -> None:
+    oddities = {
+        "constant": {"images": 7, "names": ["a", "b", "c", "d", "e"]},
+        "faint": {"images": 1, "names": ["f"]},
+        "coarse": {"images": 2, "names": ["g", "h"]},
+    }
+    constant, faint, coarse = image_concerns(oddities, 100)
+    assert constant.startswith("7 of 100 images (a, b, c, d, e ...) are constant")
+    assert faint.startswith("1 of 100 images (f) are almost constant")
+    assert coarse.startswith("2 of 100 images (g, h) are of fewer than 20 levels")
+    assert image_concerns({}, 100) == []
+
+
+def test_drawings_are_no_concern_among_their_like() -> None:
+    coarse = {"coarse": {"images": 50, "names": ["a"]}}
+    assert image_concerns(coarse, 100) == []
+    assert len(image_concerns(coarse, 101)) == 1

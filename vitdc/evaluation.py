@@ -24,7 +24,7 @@ from vitdc.artifacts import (
     SplitScores,
 )
 from vitdc.clustering import assign, kmeans
-from vitdc.concerns import result_concerns
+from vitdc.concerns import image_concerns, result_concerns
 from vitdc.config import ClusteringConfig, EvaluationConfig
 from vitdc.convergence import effective_rank
 from vitdc.prediction import unsure_limit
@@ -194,7 +194,10 @@ def report_data(
         num_known=int(dataset.known.sum()),
         sizes=best.clustering.sizes,
         silhouette=best.clustering.scores.silhouette,
-        concerns=result_concerns(found, best.clustering.sizes),
+        concerns=[
+            *image_concerns(dataset.oddities, dataset.num_images),
+            *result_concerns(found, best.clustering.sizes),
+        ],
         unsure=_unsure(best.clustering, shown),
         class_names=dataset.class_names,
         parameters=parameters,

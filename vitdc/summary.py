@@ -20,7 +20,7 @@ from vitdc.artifacts import (
     Round,
     RoundRow,
 )
-from vitdc.concerns import result_concerns, size_concerns
+from vitdc.concerns import image_concerns, result_concerns, size_concerns
 
 COLUMNS = {  # heading -> field of RoundRow
     "round": "round",
@@ -95,10 +95,11 @@ def _(dataset: Dataset) -> str:
     skipped = f", {dataset.num_unreadable} unreadable skipped" if dataset.num_unreadable else ""
     commit = dataset.origin.get("commit", "")[:7]
     name = f"{dataset.name} at {commit}" if commit else dataset.name
-    return (
+    line = (
         f"{name}: {len(dataset.train)} training and {len(dataset.test)} test images of"
         f" {height}x{width}x{channels}, {labels}{skipped}"
     )
+    return "\n".join([line, *image_concerns(dataset.oddities, dataset.num_images)])
 
 
 @describe.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -41,6 +41,7 @@ class Checkpoint:
         backbone: What rebuilds the backbone: timm's "name", the "arguments" of `timm.create_model`
             but for the number of classes, and the "image_size" (H, W) that it sees. None in older
             checkpoints, whose configuration says it all.
+        decoding: As of `Dataset`.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -57,6 +58,7 @@ class Checkpoint:
     path: Path
     targets: np.ndarray | None = None
     backbone: dict[str, Any] | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -77,6 +79,7 @@ class Checkpoint:
             path=path,
             targets=read_array(targets) if targets.exists() else None,
             backbone=metadata.get("backbone"),
+            decoding=metadata.get("decoding", {}),
         )
 
     @property
