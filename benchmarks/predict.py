@@ -98,7 +98,7 @@ def throughput(model: Path, folder: Path, *, repeats: int, num_threads: int) -> 
     compute = ComputeConfig(num_threads=num_threads)
     predictor = Predictor.load(model, compute)
     listings = list_images([str(folder)])
-    pixels = wanted_pixels(predictor.image_shape, convert=True)
+    pixels = wanted_pixels(predictor.checkpoint)
     sizes: dict[str, Any] = {"batch_size": compute.embedding_batch_size, "num_workers": num_cores()}
     images = np.concatenate([b.images for b in read_batches(listings, pixels, **sizes)])
 

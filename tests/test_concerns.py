@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitdc.artifacts import Dataset, Split
-from vitdc.concerns import data_concerns, pixel_concerns, size_concerns
+from vitdc.concerns import data_concerns, image_concerns, pixel_concerns, size_concerns
 from vitdc.config import ClusteringConfig
 from vitdc.errors import InputError
 from vitdc.summary import describe
@@ -115,3 +115,22 @@ def test_of_many_classes_the_first_the_largest_and_the_smallest_are_shown() -> N
     assert describe(of_classes(labels, [8], *names)).splitlines()[1] == (
         "classes: c0 1, c1 1, c2 1, c3 1, c4 1, ...; largest c7 3, smallest c0 1"
     )
+
+
+def test_images_that_show_almost_nothing_are_counted_and_named() -> None:
+    oddities = {
+        "constant": {"images": 7, "names": ["a", "b", "c", "d", "e"]},
+        "faint": {"images": 1, "names": ["f"]},
+        "coarse": {"images": 2, "names": ["g", "h"]},
+    }
+    constant, faint, coarse = image_concerns(oddities, 100)
+    assert constant.startswith("7 of 100 images (a, b, c, d, e ...) are constant")
+    assert faint.startswith("1 of 100 images (f) are almost constant")
+    assert coarse.startswith("2 of 100 images (g, h) are of fewer than 20 levels")
+    assert image_concerns({}, 100) == []
+
+
+def test_drawings_are_no_concern_among_their_like() -> None:
+    coarse = {"coarse": {"images": 50, "names": ["a"]}}
+    assert image_concerns(coarse, 100) == []
+    assert len(image_concerns(coarse, 101)) == 1

@@ -205,9 +205,59 @@ def test_allowed_unreadable_images_are_skipped_counted_and_mentioned(write_image
     assert "skipped 1 unreadable images: dogs/7.png" in caplog.text
 
 
+def test_a_class_or_many_files_without_a_known_extension_are_named(write_images, caplog):
+    root = write_images(*CATS, *DOGS)
+    (root / "birds").mkdir()
+    for number in range(4):
+        (root / "birds" / f"{number}.raw").write_bytes(b"of a camera")
+    dataset = prepare(root)
+    assert dataset.class_names == ("cats", "dogs")
+    assert (
+        "ignored 4 files that are no images by their extension (birds/0.raw, birds/1.raw,"
+        " birds/2.raw and 1 more); that is 21 % of all: 4 .raw; no image at all is left of the"
+        " folders (birds (4))" in caplog.text
+    )
+
+
+def test_dark_images_of_16_bits_come_with_the_range_to_set(write_images, caplog):
+    root = write_images("a.png")
+    for name, brightest in (("b.png", 900), ("c.tif", 3000)):
+        deep = np.linspace(0, brightest, 64).astype(np.uint16).reshape(8, 8)
+        Image.fromarray(deep).save(root / name)
+    dataset = prepare(root, test_fraction=0)
+    assert "2 images of 16 bits have no value above 3000 of 65535" in caplog.text
+    assert "set data.pixel_range, e.g. to [0, 4095]" in caplog.text
+    assert dataset.oddities["faint"] == {"images": 2, "names": ["b.png", "c.tif"]}
+    caplog.clear()
+    dataset = prepare(root, test_fraction=0, pixel_range=(0, 4095))
+    assert caplog.text == ""
+    assert dict(dataset.oddities) == {}
+
+
+def test_pages_that_are_left_out_are_counted(write_images, caplog):
+    root = write_images("a.png", "b.png")
+    pages = [Image.new("L", (8, 8), level) for level in (10, 20, 30)]
+    pages[0].save(root / "c.tif", save_all=True, append_images=pages[1:])
+    assert len(prepare(root, test_fraction=0).train) == 3
+    assert "2 further pages or frames of 1 files (c.tif) are left out; with data.pages" in (
+        caplog.text
+    )
+    caplog.clear()
+    assert len(prepare(root, test_fraction=0, pages="all").train) == 5
+    assert caplog.text == ""
+
+
+def test_the_background_and_the_fit_of_the_configuration_count(write_images):
+    root = write_images("a.png")
+    Image.new("LA", (8, 2), (255, 0)).save(root / "b.png")
+    dataset = prepare(root, test_fraction=0, fit="pad", background="#ff0000")
+    assert (dataset.train.images[1] == (255, 0, 0)).all()
+    assert dataset.oddities["constant"] == {"images": 1, "names": ["b.png"]}
+
+
 def test_bomb_is_unreadable(write_images):
     message = refusal(write_images("a.png", "b.png"), max_pixels=63)
-    assert "a.png (8 x 8 pixels exceed data.max_pixels=63)" in message
+    assert "a.png (too large: 8 x 8 pixels exceed data.max_pixels=63)" in message
 
 
 def test_nothing_readable_is_refused_even_if_allowed(write_images):

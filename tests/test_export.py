@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from vitdc import DeepClustering, export
 from vitdc.artifacts import Annotations
 from vitdc.cli.export import FORMATS as CLI_FORMATS
-from vitdc.data.decoding import Pixels, decode
+from vitdc.data.pixels import Pixels, decode
 from vitdc.errors import InputError, TrainingError
 from vitdc.export import FORMATS, checking, export_model
 from vitdc.prediction import Predictor
@@ -135,6 +135,7 @@ def test_what_is_beside_the_model_describes_it(
     assert {p.name for p in exported("pt2").iterdir()} == {
         "artifact.json",
         "model.pt2",
+        "pixels.py",
         "predict.py",
         "preprocessing.json",
     }
@@ -170,7 +171,9 @@ def test_its_program_predicts_files_without_vitdc(
     files = pictures(tmp_path / "images")
     program = (
         "import runpy, sys\nsys.modules['vitdc'] = None\n"  # importing it is an error
-        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"  # as Python does for a script
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     script = exported(name) / "predict.py"
     command = [sys.executable, "-c", program, str(script), *map(str, files)]
@@ -194,7 +197,7 @@ def test_its_program_refuses_pixels_without_a_range(
     command = [sys.executable, exported("safetensors") / "predict.py", tmp_path / "depth.tiff"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "depth.tiff: pixels of mode F (32 bits) have no defined range" in done.stderr
+    assert "depth.tiff: of an unsupported kind: pixels of mode F (32 bits" in done.stderr
 
 
 MODELS = {
@@ -341,11 +344,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_no_file_checks_a_model_of_images_that_are_not_square(tmp_path: Path) -> None:
+def test_no_file_checks_a_model_of_images_that_are_not_square(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    wide = replace(predictor.checkpoint, image_shape=(4, 8, 3))
     files = pictures(tmp_path / "images")
     for images in (files[0], tmp_path / "images"):
         with pytest.raises(InputError, match="squares"):
-            export.read_images(images, (4, 8, 3))
+            export.read_images(images, wide)
 
 
 def wrong_places(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,10 @@ from processes import is_group_alive, wait_until
 from servers import S3Server
 
 from vitdc import artifacts, cli, loop, steps
-from vitdc.artifacts import Annotations
+from vitdc.artifacts import Annotations, Checkpoint
 from vitdc.config import DataConfig
 from vitdc.data.decoding import num_cores
+from vitdc.data.pixels import Pixels
 from vitdc.data.s3 import Bucket
 from vitdc.errors import InputError
 from vitdc.inference import (
@@ -148,7 +150,7 @@ def test_the_table_is_what_the_predictor_says(folder_run: FolderRun, predict: Pr
     predictor = Predictor.load(folder_run.results, toys.COMPUTE, unsure_rate=0.5)
     batches = read_batches(
         list_images(map(str, files)),
-        wanted_pixels(predictor.image_shape, convert=True),
+        wanted_pixels(predictor.checkpoint),
         batch_size=10**6,
         num_workers=1,
     )
@@ -393,9 +395,21 @@ def test_other_images_are_converted_or_refused(
     assert "larger.png: 9 x 8 greyscale, not 8 x 8 greyscale\n" in done.err
 
 
-def test_a_model_of_images_that_are_not_square_is_refused() -> None:
+def test_a_model_of_images_that_are_not_square_is_refused(toy_run: toys.ToyRun) -> None:
+    checkpoint = Checkpoint.load(toy_run.results / "model" / "checkpoint")
     with pytest.raises(InputError, match="images of 8 x 9 pixels, and image files are fitted to"):
-        wanted_pixels((8, 9, 1), convert=True)
+        wanted_pixels(replace(checkpoint, image_shape=(8, 9, 1)))
+
+
+def test_constant_images_and_pages_that_are_left_out_are_told(
+    folder_run: FolderRun, predict: Predict, tmp_path: Path
+) -> None:
+    pages = [Image.new("L", (8, 8), 9)] * 3
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    done = predict(folder_run.results, tmp_path / "pages.tif")
+    assert (done.code, len(done.rows)) == (0, 1)
+    assert f"vitdc: 1 of 1 images ({tmp_path}/pages.tif) are constant" in done.err
+    assert "vitdc: 2 further pages or frames of 1 files" in done.err
 
 
 # --- what is unsure ------------------------------------------------------------------------------
@@ -619,7 +633,7 @@ def test_objects_that_the_store_does_not_give_are_skipped(
 def test_batches_hold_what_was_asked_for(write_images: toys.WriteImages) -> None:
     root = write_images(*(f"{index:03}.png" for index in range(100)))
     (root / "050.png").write_text("no image")
-    pixels = wanted_pixels((8, 8, 3), convert=True)
+    pixels = Pixels(8, 3, 100)
     batches = list(read_batches(list_images([str(root)]), pixels, batch_size=64, num_workers=1))
     assert [len(batch.images) for batch in batches] == [63, 36]
     assert [len(batch.names) for batch in batches] == [63, 36]

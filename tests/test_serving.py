@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from vitdc.artifacts import Dataset
-from vitdc.data.decoding import Pixels, decode
+from vitdc.data.pixels import Pixels, decode
 from vitdc.errors import InputError
 from vitdc.prediction import Predictor
 from vitdc.serving import COLUMNS, Service, decode_images
@@ -124,7 +124,7 @@ def test_pixels_become_what_a_file_with_them_becomes(
         ("an umlaut: \u00fc", "not the base64 text of an image file"),
         ("not base64!", "not the base64 text of an image file"),
         ("", "not an image of a known format"),
-        (as_file(np.zeros((8, 8), np.uint8))[:40], "image file is truncated|not an image"),
+        (as_file(np.zeros((8, 8), np.uint8))[:40], "damaged: "),
         (as_file(np.zeros((101, 100), np.uint8)), "101 pixels exceed|100 x 101 pixels exceed"),
         (np.zeros((101, 100), np.uint8), "more than 10000 pixels"),
         (None, "neither .* nor nested lists of pixels, but nothing"),

@@ -14,8 +14,8 @@ IMBALANCE = 10  # from which ratio of the largest class to the smallest it is sa
 
 
 def data_concerns(dataset: Dataset) -> list[str]:
-    """What is odd about the classes of prepared images."""
-    concerns = []
+    """What is odd about prepared images and their classes."""
+    concerns = image_concerns(dataset.oddities, dataset.num_images)
     counts = np.bincount(dataset.train.labels[dataset.train.labels >= 0])
     present = np.flatnonzero(counts)
     names = dataset.class_names
@@ -48,6 +48,34 @@ def result_concerns(found: Mapping[str, Any], sizes: np.ndarray) -> list[str]:
         sizes: (K,) training images per cluster.
     """
     return [*found.get("data_notes", ()), *pixel_concerns(found), *size_concerns(sizes)]
+
+
+def image_concerns(oddities: Mapping[str, Mapping[str, Any]], num_images: int) -> list[str]:
+    """Name images that show almost nothing.
+
+    Few levels from dark to bright are no concern where at least half of the images have no more:
+    masks, line art and digits are like that.
+
+    Args:
+        oddities: From `vitdc.data.statistics.Oddities`.
+        num_images: All there are.
+    """
+    texts = {
+        "constant": "constant: one colour, nothing to cluster by. Is it transparency"
+        " (data.background), or what lies outside of the crop (data.fit)?",
+        "faint": "almost constant: they use fewer than 20 neighbouring levels of the 256. Is it the"
+        " range of deep pixels (data.pixel_range)?",
+        "coarse": "of fewer than 20 levels, unlike the others. Are they masks or drawings?",
+    }
+    concerns = []
+    for kind, text in texts.items():
+        number = oddities.get(kind, {}).get("images", 0)
+        if number == 0 or (kind == "coarse" and 2 * number >= num_images):
+            continue
+        names = oddities[kind]["names"]
+        named = ", ".join(names) + (" ..." if number > len(names) else "")
+        concerns.append(f"{number} of {num_images} images ({named}) are {text}")
+    return concerns
 
 
 def pixel_concerns(found: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ PositiveInt = Annotated[int, Number, Field(ge=1)]
 NonNegativeInt = Annotated[int, Number, Field(ge=0)]
 PositiveFloat = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Number, Field(ge=0, lt=1)]
 Share = Annotated[float, Number, Field(gt=0, le=1)]
@@ -115,8 +116,23 @@ class DataConfig(Section):
     `data.root`, under the S3 prefix or in `data.path`, and its path is relative to that; for a
     folder it may be an absolute path. Paths in it are relative to the CSV file."""
     image_size: PositiveInt | None = None
-    """Side in pixels; images are resized and centre-cropped to a square of it. Null keeps a
-    set's own size; `folder`, `s3://` and `dvc` need a number."""
+    """Side in pixels of the square that images are brought to. Null keeps a set's own size;
+    `folder`, `s3://` and `dvc` need a number."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How an image that is not square becomes one: `crop` keeps the middle, `pad` keeps all and
+    fills up with `background`, `stretch` keeps all and distorts it."""
+    background: str = "auto"
+    """Colour behind transparent pixels and around padded images: a name (white), #rrggbb or
+    rgb(r, g, b). `auto` is white behind an image, or black where it would vanish on white (white
+    logos), and black around an image without transparency."""
+    pixel_range: tuple[Finite, Finite] | None = None
+    """The values that are black and white in greyscale images of more than 8 bits, e.g. [0, 4095]
+    for a camera of 12 bits whose files have 16. Null means what the file says (the depth and the
+    tags of a TIFF, the maximum of a PGM), else all 16 bits; images of 32 bits or of floats that
+    say nothing are then unreadable."""
+    pages: Literal["first", "all"] = "first"
+    """Of a file with several pages or frames: the `first`, or `all`, each an image (`scan.tif#1`,
+    `scan.tif#2`). The pages of a file stay in one split; `max_train` and `max_test` count files."""
     channels: Annotated[Literal[1, 3], Number] | None = None
     """1 converts to greyscale, 3 to RGB; null keeps a set's own, and means 3 for `folder`, `s3://`
     and `dvc`."""
@@ -144,7 +160,8 @@ class DataConfig(Section):
     max_unreadable: NonNegativeInt = 0
     """How many unreadable images may be skipped (and are counted) before `prepare` refuses."""
     max_pixels: PositiveInt = 64_000_000
-    """An image with more pixels counts as a decompression bomb and is unreadable."""
+    """An image with more pixels counts as a decompression bomb and is unreadable. The model keeps
+    this, `fit`, `background`, `pixel_range` and `pages`, and reads new images in the same way."""
     keep_decoded: bool = True
     """`false` keeps no decoded copy of the images: with `folder` and `s3://`, every step reads them
     from their files again. For more images than the disk holds, and a frozen backbone, which sees
@@ -162,6 +179,37 @@ class DataConfig(Section):
         source = info.data.get("source", "")  # missing if it is wrong itself
         if not value and source and source != "folder" and not source.startswith("s3://"):
             raise ValueError(f"must be true: images of {source} cannot be read one by one")
+        if not value and info.data.get("pages") == "all":
+            raise ValueError("must be true with pages: all, of which a file is read as a whole")
+        return value
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What decides which image files are accepted, and what becomes of them."""
+        return self.model_dump(include={"fit", "background", "pixel_range", "pages", "max_pixels"})
+
+    @field_validator("background")
+    @classmethod
+    def _is_a_colour(cls, value: str) -> str:
+        if value == "auto":
+            return value
+        from PIL import ImageColor
+
+        try:
+            opaque = len(ImageColor.getrgb(value)) == 3
+        except ValueError:
+            opaque = False
+        if not opaque:
+            raise ValueError("no colour; valid are e.g. auto, white, black, #808080")
+        return value
+
+    @field_validator("pixel_range")
+    @classmethod
+    def _has_black_before_white(
+        cls, value: tuple[float, float] | None
+    ) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("the value of black comes first, e.g. [0, 4095]")
         return value
 
     @field_validator("label_fraction")

@@ -132,8 +132,9 @@ class DeepClustering(
         random_state: Seed of everything random, an integer or a RandomState. Default: `seed` of
             `params` (0), so that equal calls give equal results.
         params: All parameters: a dict in the form of `params.yaml`, or the path of such a file.
-            What is given above counts more. Of its section `data`, only image_size, channels,
-            test_fraction and seed apply to images that are not files.
+            What is given above counts more. Of its section `data`, only image_size, channels, fit,
+            background, test_fraction and seed apply to images that are not files (and pixel_range
+            to Pillow images).
         directory: Where to work. What `vitdc run --output` writes is kept there, the report
             included, and a fit that was interrupted continues. None works in a temporary one.
         verbose: 0 is silent; 1 shows progress bars, a line per step and the table of rounds.
@@ -418,14 +419,17 @@ class DeepClustering(
 
     def _batches(self, images: Any) -> Iterator[np.ndarray]:
         """Stream images as the model takes them; converted only if it was fitted so."""
-        predictor, config = self.predictor_, self._data
+        predictor = self.predictor_
+        config = DataConfig(**{**self._data.model_dump(), **predictor.checkpoint.decoding})
         shape = predictor.image_shape
         if _is_place(images):
             place = _place(images, config)
             yield from stream_images(open_store(place), place, shape)
             return
         target = Target.of(shape, config)._replace(shape=shape)
-        for chunk in open_given(images).chunks(predictor.compute.embedding_batch_size, target):
+        for chunk in open_given(images, config).chunks(
+            predictor.compute.embedding_batch_size, target
+        ):
             yield chunk.images
 
     # --- files -----------------------------------------------------------------------------------

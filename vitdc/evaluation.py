@@ -103,7 +103,7 @@ def collect_metrics(
         found["silhouette"] = scores.silhouette
     if pixels is not None:
         found["pixel_kmeans"] = {split: values._asdict() for split, values in pixels.items()}
-    if notes := data_concerns(dataset):
+    if notes := data_concerns(dataset):  # `vitdc summary` has no data set
         found["data_notes"] = notes
     return found
 

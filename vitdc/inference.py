@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,12 +25,14 @@ from typing import ClassVar, Generic, NamedTuple, TextIO, TypeVar
 import numpy as np
 
 from vitdc import artifacts
-from vitdc.artifacts import Annotations
+from vitdc.artifacts import Annotations, Checkpoint, Dataset
 from vitdc.config import DataConfig
-from vitdc.data.decoding import File, Pixels, Stop, Unreadable, decode_chunks, num_cores
-from vitdc.data.files import Store, is_text, select_images
+from vitdc.data.decoding import File, Stop, Unreadable, decode_chunks, num_cores
+from vitdc.data.files import LeftOutPages, Store, chunk_size, is_text, select_images
 from vitdc.data.folder import Folder
+from vitdc.data.pixels import Pixels
 from vitdc.data.s3 import SCHEME, Bucket
+from vitdc.data.statistics import Oddities, histograms
 from vitdc.errors import InputError
 from vitdc.prediction import Prediction, Predictor, find_model_directory, is_results
 
@@ -178,19 +180,24 @@ def _given(paths: list[str]) -> Listing:
     return Listing(GivenFiles(paths), paths, "")
 
 
-def wanted_pixels(image_shape: tuple[int, int, int], *, convert: bool) -> Pixels:
-    """The pixels that a model takes of every file.
+def wanted_pixels(made: Checkpoint | Dataset, *, convert: bool = True) -> Pixels:
+    """The pixels that a model takes of every file, read as those that it was trained on.
+
+    Args:
+        made: The model, or what it was trained on.
+        convert: As of `Pixels`.
 
     Raises:
         InputError: The model takes images that are not square, which no image file is fitted to.
     """
-    height, width, channels = image_shape
+    height, width, channels = made.image_shape
     if height != width:
         raise InputError(
             f"the model takes images of {height} x {width} pixels, and image files are fitted to"
             " squares only; use `vitdc.prediction.Predictor` with arrays"
         )
-    return Pixels(height, channels, DataConfig().max_pixels, convert)
+    decoding = {**DataConfig().decoding, **made.decoding}
+    return Pixels(height, channels, convert=convert, **decoding)
 
 
 # --- files to batches ----------------------------------------------------------------------------
@@ -203,11 +210,13 @@ class Batch(NamedTuple):
         names: n names, as the table has them.
         images: (n, H, W, C) uint8.
         problems: Name of every file that could not be read, and why.
+        num_files: How many files these are.
     """
 
     names: list[str]
     images: np.ndarray
     problems: list[tuple[str, str]]
+    num_files: int
 
 
 def read_batches(
@@ -217,41 +226,51 @@ def read_batches(
     batch_size: int,
     num_workers: int,
     stop: Stop | None = None,
+    left_out: LeftOutPages | None = None,
 ) -> Generator[Batch]:
     """Decode all images, in order; the last batch may be smaller, others a little larger.
 
     A single chunk is decoded in this process: starting another one takes longer. Run it in a thread
-    (`Ahead`), because it starts processes that way. What comes after `stop` is not whole.
+    (`Ahead`), because it starts processes that way. What comes after `stop` is not whole. Pages
+    that are left out are counted in `left_out`.
     """
-    num_chunks = sum(math.ceil(len(each.names) / each.store.chunk_size) for each in listings)
+    sizes = [chunk_size(each.store, pixels) for each in listings]
+    num_chunks = sum(
+        math.ceil(len(each.names) / size) for each, size in zip(listings, sizes, strict=True)
+    )
     names, images, problems = list[str](), list[np.ndarray](), list[tuple[str, str]]()
+    num_files, left_out = 0, left_out or LeftOutPages()
     workers = min(num_workers, num_chunks)
     decoding = decode_chunks(
-        _files(listings), pixels, num_workers=workers, quick_start=True, stop=stop
+        _files(listings, pixels), pixels, num_workers=workers, quick_start=True, stop=stop
     )
     with closing(decoding) as results:
-        for chunk, decoded in zip(_names(listings), results, strict=False):  # fewer after `stop`
+        chunks = _names(listings, pixels)
+        for chunk, decoded in zip(chunks, results, strict=False):  # fewer after `stop`
             problems += [(chunk[i], reason) for i, reason in decoded.problems.items()]
-            names += [name for i, name in enumerate(chunk) if i not in decoded.problems]
+            names += [name for _, name in decoded.sources(chunk)]
             images.append(decoded.images)
+            num_files += len(chunk)
+            left_out.update(chunk, decoded)
             if len(names) + len(problems) >= batch_size:
-                yield Batch(names, np.concatenate(images), problems)
-                names, images, problems = [], [], []
+                yield Batch(names, np.concatenate(images), problems, num_files)
+                names, images, problems, num_files = [], [], [], 0
     if images:
-        yield Batch(names, np.concatenate(images), problems)
+        yield Batch(names, np.concatenate(images), problems, num_files)
 
 
-def _names(listings: Iterable[Listing]) -> Iterator[list[str]]:
+def _names(listings: Iterable[Listing], pixels: Pixels) -> Iterator[list[str]]:
     for store, names, prefix in listings:
-        for start in range(0, len(names), store.chunk_size):
-            yield [prefix + name for name in names[start : start + store.chunk_size]]
+        size = chunk_size(store, pixels)
+        for start in range(0, len(names), size):
+            yield [prefix + name for name in names[start : start + size]]
 
 
-def _files(listings: Iterable[Listing]) -> Iterator[list[File]]:
+def _files(listings: Iterable[Listing], pixels: Pixels) -> Iterator[list[File]]:
     """Chunk by chunk, as `_names`."""
     for listing in listings:
         with closing(listing.store.files(listing.names)) as files:
-            for names in _names([listing]):
+            for names in _names([listing], pixels):
                 chunk = zip(names, islice(files, len(names)), strict=True)
                 yield [file if is_text(name) else NOT_UTF8 for name, file in chunk]
 
@@ -319,10 +338,12 @@ class Counts:
     Attributes:
         written: Rows in the table.
         unreadable: Files that were left out.
+        oddities: Of the images in the table.
     """
 
     written: int = 0
     unreadable: int = 0
+    oddities: Oddities = field(default_factory=Oddities)
 
 
 def predict_files(
@@ -332,6 +353,7 @@ def predict_files(
     *,
     batch_size: int,
     num_workers: int,
+    left_out: LeftOutPages | None = None,
 ) -> Generator[tuple[Batch, Prediction]]:
     """Predict the clusters of all images, batch by batch, in order.
 
@@ -341,12 +363,18 @@ def predict_files(
         pixels: What the model takes.
         batch_size: Images per batch, fewer if they are large.
         num_workers: Processes that decode.
+        left_out: Counts the pages that are left out.
     """
     values = pixels.image_size**2 * pixels.channels
     batch_size = max(1, min(batch_size, BATCH_VALUES // values))
     stop = Stop()
     batches = read_batches(
-        listings, pixels, batch_size=batch_size, num_workers=num_workers, stop=stop
+        listings,
+        pixels,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        stop=stop,
+        left_out=left_out,
     )
     with Ahead(batches, limit=BATCHES_AHEAD, on_stop=stop.set) as ready:
         predictor = load()
@@ -381,7 +409,7 @@ def write_rows(
         results: From `predict_files`.
         annotations: Names of the clusters.
         on_unreadable: Called with the name of every file that is left out, and why.
-        on_progress: Called with the number of images that are done with.
+        on_progress: Called with the number of files that are done with.
 
     Raises:
         InputError: No image is readable.
@@ -395,10 +423,11 @@ def write_rows(
         _write(file, _rows(batch.names, prediction, annotations))
         counts.written += len(batch.names)
         counts.unreadable += len(batch.problems)
+        counts.oddities.update(batch.names, histograms(batch.images))
         unsaid += batch.problems
         while counts.written and unsaid:
             on_unreadable(*unsaid.popleft())
-        on_progress(len(batch.names) + len(batch.problems))
+        on_progress(batch.num_files)
     if unsaid:
         name, reason = unsaid[0]
         more = f" (and {len(unsaid) - 1} more)" if len(unsaid) > 1 else ""

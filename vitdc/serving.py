@@ -1,8 +1,9 @@
 """Requests for predictions: what stands for an image in them, and the answer.
 
 An image is the bytes of an image file (in JSON as base64 text) or its pixels, as nested lists or an
-array; one batch may hold both. Either way it becomes what `prepare` makes of a file: upright, on
-white, in the size and the channels of the model.
+array; one batch may hold both. Either way it becomes what `prepare` made of the files that the
+model was trained on: upright, opaque, in the size and the channels of the model. Of a file with
+several pages the first counts.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import binascii
 import re
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from vitdc.data.decoding import Pixels, decode_chunk, fit, flatten
+from vitdc.data.decoding import decode_chunk
+from vitdc.data.pixels import Pixels, to_pixels
 from vitdc.errors import InputError
 from vitdc.inference import wanted_pixels
 from vitdc.prediction import Predictor
@@ -36,7 +39,7 @@ class Service:
     """
 
     def __init__(self, predictor: Predictor) -> None:
-        self._pixels = wanted_pixels(predictor.image_shape, convert=True)
+        self._pixels = replace(wanted_pixels(predictor.checkpoint), pages="first")
         self._predictor = predictor
         # the number of threads that a prediction is made with belongs to the whole process
         self._predicting = threading.Lock()
@@ -115,7 +118,7 @@ def _from_pixels(item: Any, pixels: Pixels) -> np.ndarray:
     if values.shape[0] * values.shape[1] > pixels.max_pixels:
         raise ValueError(f"more than {pixels.max_pixels} pixels")
     image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-    return fit(flatten(image), image_size=pixels.image_size, channels=pixels.channels)
+    return to_pixels(image, pixels)[0]
 
 
 def _checked(item: Any) -> np.ndarray:

@@ -151,6 +151,7 @@ def pretrain(
         history=[],
         path=output,
         backbone=vit.backbone.described(),
+        decoding=images.decoding,
     )
     return _train(
         vit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -44,6 +44,7 @@ class Checkpoint:
         backbone: What rebuilds the backbone: timm's "name", the "arguments" of `timm.create_model`
             but for the number of classes, and the "image_size" (H, W) that it sees. None in older
             checkpoints, whose configuration says it all.
+        decoding: As of `Dataset`.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -60,6 +61,7 @@ class Checkpoint:
     path: Path
     targets: np.ndarray | None = None
     backbone: dict[str, Any] | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -80,6 +82,7 @@ class Checkpoint:
             path=path,
             targets=read_array(targets) if targets.exists() else None,
             backbone=metadata.get("backbone"),
+            decoding=metadata.get("decoding", {}),
         )
 
     @property

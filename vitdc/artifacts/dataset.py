@@ -73,6 +73,10 @@ class Dataset:
             none, all that have a label. Other labels are for the scores only.
         origin: What says exactly which version of the source was read; with DVC the commit, the
             content hash, the path and the repository's URL. Empty for sources without versions.
+        decoding: `DataConfig.decoding` it was made with; new images are read in the same way.
+            Empty in older data sets, which were made with the defaults.
+        oddities: By kind, how many images show almost nothing and the names of the first; see
+            `vitdc.data.statistics.Oddities`.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -88,6 +92,8 @@ class Dataset:
     path: Path
     known: np.ndarray
     origin: Mapping[str, str] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    oddities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -104,7 +110,10 @@ class Dataset:
             num_unreadable=metadata["num_unreadable"],
             path=path,
             known=_read_known(path, splits["train"].labels),
-            origin=metadata.get("origin", {}),  # older data sets have none
+            # older data sets have none of these
+            origin=metadata.get("origin", {}),
+            decoding=metadata.get("decoding", {}),
+            oddities=metadata.get("oddities", {}),
         )
 
     @property
@@ -116,6 +125,11 @@ class Dataset:
     def supervision(self) -> Supervision:
         """How many of the training images have a label that may be trained on."""
         return "full" if self.known.all() else "partial" if self.known.any() else "none"
+
+    @property
+    def num_images(self) -> int:
+        """Of both splits."""
+        return len(self.train) + len(self.test)
 
     @property
     def num_own_clusters(self) -> int:
@@ -255,6 +269,8 @@ class DatasetWriter:
         content_hash: str,
         num_unreadable: int,
         origin: Mapping[str, str] | None = None,
+        decoding: Mapping[str, Any] | None = None,
+        oddities: Mapping[str, Mapping[str, Any]] | None = None,
         known: np.ndarray | None = None,
     ) -> None:
         """Set the Dataset's other attributes, known when the last image has been added.
@@ -271,6 +287,8 @@ class DatasetWriter:
             "content_hash": content_hash,
             "num_unreadable": num_unreadable,
             "origin": dict(origin or {}),
+            "decoding": dict(decoding or {}),
+            "oddities": dict(oddities or {}),
         }
         if self._files is not None:
             self.metadata["files"] = dict(self._files)

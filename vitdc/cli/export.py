@@ -73,7 +73,7 @@ def command(
         predictor,
         format=format_,
         output=output,
-        images=None if images is None else read_images(images, predictor.image_shape),
+        images=None if images is None else read_images(images, predictor.checkpoint),
         cluster_names={i: found.annotations.name_of(i) for i in clusters}
         if found.annotations
         else None,

@@ -98,8 +98,10 @@ def command(
     from tqdm import tqdm
 
     from vitdc.artifacts import Checkpoint
+    from vitdc.concerns import image_concerns
     from vitdc.config import ComputeConfig
     from vitdc.data.decoding import num_cores
+    from vitdc.data.files import LeftOutPages
     from vitdc.inference import (
         WriteError,
         default_threads,
@@ -113,11 +115,10 @@ def command(
     from vitdc.prediction import Predictor
 
     found = find_model(model, names=names)
-    pixels = wanted_pixels(
-        Checkpoint.load(found.directory / "checkpoint").image_shape, convert=convert
-    )
+    pixels = wanted_pixels(Checkpoint.load(found.directory / "checkpoint"), convert=convert)
     listings = list_images(images, endpoint_url=endpoint_url)
     threads = num_threads or default_threads(found.directory)
+    left_out = LeftOutPages()
     compute = ComputeConfig.parse({"device": device, "num_threads": threads}, where="predict")
     results = predict_files(
         listings,
@@ -125,6 +126,7 @@ def command(
         pixels,
         batch_size=compute.embedding_batch_size,
         num_workers=num_cores(),
+        left_out=left_out,
     )
     total = sum(len(listing.names) for listing in listings)
     with (
@@ -144,6 +146,10 @@ def command(
             )
         except WriteError as failure:
             _give_up(file, output, failure.error)
+    for concern in image_concerns(counts.oddities.found(), counts.written):
+        click.echo(f"vitdc: {concern}", err=True)
+    if left_out.num_files:
+        click.echo(f"vitdc: {left_out}", err=True)
     if counts.unreadable:
         click.echo(
             f"vitdc: {counts.unreadable} of {total} images cannot be read and were skipped; all"

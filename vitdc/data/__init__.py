@@ -10,12 +10,13 @@ given       sources that a program hands over: arrays, tensors, torch Datasets
 folder, s3, dvc
             where image files can lie
 fetching    files that come over a network
-decoding    one image file -> pixels, over all cores
+pixels      one image file -> pixels
+decoding    the same for many files, over all cores
 labels      which labels may be trained on
 sampling    stratified, seeded split and subset
 version     what changes when the images behind a configuration do
 streaming   images that are decoded again whenever they are read
-statistics  mean, standard deviation and content hash, streaming
+statistics  mean, standard deviation, oddities and content hash, streaming
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
     """
     from vitdc.artifacts import writing_dataset
     from vitdc.data.labels import KnownLabels
-    from vitdc.data.statistics import ContentHash, PixelStatistics
+    from vitdc.data.statistics import ContentHash, Oddities, PixelStatistics, histograms
     from vitdc.data.streaming import located
 
     known = KnownLabels(config)
     if source.train_labels is not None:
         known.check(source.train_labels)
     statistics = PixelStatistics(source.image_shape[2])
-    content = ContentHash(source.image_shape)
+    content, oddities = ContentHash(source.image_shape), Oddities()
     made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
     with (
         writing_dataset(
@@ -95,8 +96,10 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
         for batch in batches:
             dataset.append(batch.split, names=batch.names, labels=batch.labels, images=batch.images)
             content.update(batch.split, batch.images, batch.labels)
+            levels = histograms(batch.images)
+            oddities.update(batch.names, levels)
             if batch.split == "train":
-                statistics.update(batch.images)
+                statistics.update(levels)
                 known.update(batch.names, batch.labels)
         mean, std = statistics.mean_std()
         dataset.describe(
@@ -107,5 +110,7 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
             content_hash=content.hexdigest(source.class_names),
             num_unreadable=source.num_unreadable,
             origin=source.origin,
+            decoding=config.decoding,
+            oddities=oddities.found(),
             known=known.choose(),
         )

@@ -105,22 +105,23 @@ class ArraySource:
                     split,
                     [names[index] for index in indices],
                     labels[indices],
-                    resized(images[indices], self.image_shape),
+                    resized(images[indices], self.image_shape, self._config),
                 )
 
 
-def resized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def resized(images: np.ndarray, shape: tuple[int, int, int], config: DataConfig) -> np.ndarray:
     """Resize and convert a batch of images as image files would be.
 
     Args:
         images: (n, h, w, 1 or 3) uint8.
         shape: (H, W, C) that is wanted; H and W are equal, or those of the images.
+        config: Its fit and background count.
     """
     if images.shape[1:] == shape:
         return images
     from PIL import Image
 
-    from vitdc.data.decoding import fit
+    from vitdc.data.pixels import border_colour, fit
 
     result = np.empty((len(images), *shape), np.uint8)
     for index, image in enumerate(images):
@@ -129,7 +130,13 @@ def resized(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
             pixels = np.asarray(picture.convert("L" if shape[2] == 1 else "RGB"))
             result[index] = pixels.reshape(shape)
         else:
-            result[index] = fit(picture, image_size=shape[0], channels=shape[2])
+            result[index] = fit(
+                picture,
+                image_size=shape[0],
+                channels=shape[2],
+                how=config.fit,
+                border=border_colour(config.background),
+            )
     return result
 
 

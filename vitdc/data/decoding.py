@@ -1,16 +1,10 @@
-"""From the bytes of one image file to pixels, over all cores.
+"""From the bytes of image files to pixels, over all cores; `pixels` decodes each.
 
 Worker processes import this module, so it must stay light: NumPy and Pillow, never torch.
-
-What becomes of unusual images: EXIF orientation is applied; transparency is composited on white;
-16-bit greyscale is scaled to 8 bits; CMYK is converted without its colour profile; of an
-animation the first frame counts. Pixels without a defined range (32-bit integers and floats) are
-refused.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -22,27 +16,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import takewhile
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vitdc.data.pixels import Pixels, decode_file, explain
 from vitdc.errors import TrainingError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import BaseContext
 
-    from PIL import Image
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-# Pixels that a JPEG may be shrunk to while it is decoded, per pixel of the result's side. The rest
-# is done by the antialiasing filter, so the picture stays as good as from the full size.
-DRAFT_FACTOR = 2
-PRELOADED = ["PIL.Image", "PIL.ImageOps", "vitdc.data.decoding"]  # by the server of the workers
+PRELOADED = ["vitdc.data.decoding"]  # by the server of the workers
 
 
 class Unreadable(NamedTuple):
@@ -60,120 +47,57 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """The pixels that are wanted of every image.
-
-    Attributes:
-        image_size: Side of the square.
-        channels: 1 or 3.
-        max_pixels: Larger images are refused before they are decoded.
-        convert: Resize, crop and convert what is different; else it is refused.
-    """
-
-    image_size: int
-    channels: int
-    max_pixels: int
-    convert: bool = True
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.image_size, self.image_size, self.channels
-
-
 class Decoded(NamedTuple):
     """A decoded chunk.
 
     Attributes:
         images: (n, H, W, C) uint8: the readable ones, in order.
-        problems: Position in the chunk of every unreadable image, and why.
+        problems: Position in the chunk of every unreadable file, and why.
+        pages: Position of every file of several images, and their number.
+        left_out: Position of every file with further pages that are no images, and their number.
+        brightest: Position of every file with `pixels.Found.brightest`, and that.
     """
 
     images: np.ndarray
     problems: dict[int, str]
+    pages: dict[int, int]
+    left_out: dict[int, int]
+    brightest: dict[int, int]
 
-
-def decode(file: str | bytes, pixels: Pixels) -> np.ndarray:
-    """Decode one image file, given by its path or its bytes.
-
-    Returns:
-        (H, W, C) uint8.
-
-    Raises:
-        Exception: Of any type that Pillow or a codec raises on a file that is not a sound image.
-    """
-    from PIL import Image, ImageOps
-
-    opened = io.BytesIO(file) if isinstance(file, bytes) else file
-    with Image.open(opened, formats=FORMATS) as image:
-        if image.width * image.height > pixels.max_pixels:
-            raise ValueError(
-                f"{image.width} x {image.height} pixels exceed data.max_pixels={pixels.max_pixels}"
-            )
-        if pixels.convert:
-            draft_size = DRAFT_FACTOR * pixels.image_size
-            image.draft(None, (draft_size, draft_size))
-        ImageOps.exif_transpose(image, in_place=True)
-        flat = flatten(image)
-        if not pixels.convert:
-            _check_same(flat, pixels)
-        return fit(flat, image_size=pixels.image_size, channels=pixels.channels)
-
-
-def _check_same(image: Image.Image, pixels: Pixels) -> None:
-    found = (image.width, image.height, 1 if image.mode == "L" else 3)
-    wanted = (pixels.image_size, pixels.image_size, pixels.channels)
-    if found != wanted:
-        described = [f"{w} x {h} {'greyscale' if c == 1 else 'RGB'}" for w, h, c in (found, wanted)]
-        raise ValueError(f"{described[0]}, not {described[1]}")
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """Any Pillow image as opaque 8-bit greyscale ("L") or RGB."""
-    from PIL import Image
-
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no defined range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def fit(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
-    """Resize an "L" or "RGB" image so that its short side is `image_size`, and centre-crop it.
-
-    Returns:
-        (H, W, C) uint8.
-    """
-    from PIL import Image, ImageOps
-
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (image_size, image_size):
-        # one antialiased resampling of the part that is kept
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(image_size, image_size, channels)
+    def sources(self, names: Sequence[str]) -> list[tuple[int, str]]:
+        """Position and name of every image, by the names of the files; pages have a number."""
+        found = []
+        for position, name in enumerate(names):
+            if (number := self.pages.get(position, 1)) > 1:
+                found += [(position, f"{name}#{page + 1}") for page in range(number)]
+            elif position not in self.problems:
+                found.append((position, name))
+        return found
 
 
 def decode_chunk(files: Iterable[File], pixels: Pixels) -> Decoded:
     """Decode a few files; those that cannot be are left out and explained."""
-    images, problems = [], {}
+    images = list[np.ndarray]()
+    problems, pages, left_out, brightest = (dict[int, Any]() for _ in range(4))
     with _quiet_pillow:
         for position, file in enumerate(files):
             if isinstance(file, Unreadable):
                 problems[position] = file.reason
                 continue
             try:
-                images.append(decode(file, pixels))
+                found = decode_file(file, pixels)
             except Exception as error:  # codecs raise anything on hostile bytes
-                problems[position] = _reason(error)
-    return Decoded(np.array(images, np.uint8).reshape(-1, *pixels.shape), problems)
+                problems[position] = explain(error, file)
+                continue
+            images += found.images
+            if len(found.images) > 1:
+                pages[position] = len(found.images)
+            if found.left_out:
+                left_out[position] = found.left_out
+            if found.brightest is not None:
+                brightest[position] = found.brightest
+    stacked = np.array(images, np.uint8).reshape(-1, *pixels.shape)
+    return Decoded(stacked, problems, pages, left_out, brightest)
 
 
 class Stop:
@@ -319,16 +243,6 @@ class _QuietPillow:
 
 
 _quiet_pillow = _QuietPillow()
-
-
-def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

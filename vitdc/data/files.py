@@ -16,13 +16,15 @@ from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from vitdc.config import DataConfig
-from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
+from vitdc.data.decoding import Decoded, File, decode_chunks, num_cores
 from vitdc.data.layout import Reading, Side, leftovers, read_folders
+from vitdc.data.pixels import EXTENSIONS, WHOLE_RANGE, Pixels
 from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.data.table import Table, read_table
@@ -32,6 +34,7 @@ from vitdc.progress import progress_bar
 
 DEFAULT_CHANNELS = 3
 MAX_LISTED = 10  # names in a message
+MANY_IGNORED = 10  # percent
 MAX_COLLECTED = 100  # unreadable images beyond the allowed ones before the rest is not tried
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,8 @@ class FileSource:
             for split, (indices, limit) in limits.items()
         }
         self._unreadable: list[tuple[str, str]] = []
+        self._left_out = LeftOutPages()
+        self._brightest: list[int] = []
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -134,7 +139,7 @@ class FileSource:
         Raises:
             InputError: More images are unreadable than allowed, or no training image is left.
         """
-        size = self._store.chunk_size
+        size = chunk_size(self._store, self._pixels)
         chunks = [
             (split, indices[start : start + size])
             for split, indices in self._chosen.items()
@@ -162,13 +167,16 @@ class FileSource:
                 yield from results
 
     def _batch(self, split: str, indices: np.ndarray, decoded: Decoded) -> Batch:
+        names = self._names[indices].tolist()
         for position, reason in decoded.problems.items():
-            self._unreadable.append((self._names[indices[position]], reason))
+            self._unreadable.append((names[position], reason))
+        self._left_out.update(names, decoded)
+        self._brightest += decoded.brightest.values()
         if self.num_unreadable > self._config.max_unreadable + MAX_COLLECTED:
             self._refuse(complete=False)
-        readable = np.delete(indices, list(decoded.problems))
-        names = self._names[readable].tolist()
-        return Batch(split, names, self._labels[readable], decoded.images)
+        sources = decoded.sources(names)
+        labels = self._labels[indices[[position for position, _ in sources]]]
+        return Batch(split, [name for _, name in sources], labels, decoded.images)
 
     def _conclude(self, num_train: int) -> None:
         if self.num_unreadable > self._config.max_unreadable:
@@ -184,6 +192,16 @@ class FileSource:
                 self._store.location,
                 self.num_unreadable,
                 self._list_unreadable(),
+            )
+        if self._left_out.num_files:
+            logger.warning("%s: %s", self._store.location, self._left_out)
+        brightest = max(self._brightest, default=WHOLE_RANGE[1])
+        if brightest <= WHOLE_RANGE[1] // 2:
+            logger.warning(
+                "%s: %d images of 16 bits have no value above %d of %d, so they are dark; if the"
+                " camera has fewer bits, set data.pixel_range, e.g. to [0, %d]",
+                *(self._store.location, len(self._brightest), brightest, WHOLE_RANGE[1]),
+                2 ** max(brightest.bit_length(), 1) - 1,
             )
 
     def _refuse(self, *, complete: bool) -> None:
@@ -203,7 +221,33 @@ class FileSource:
 def pixels_of(config: DataConfig) -> Pixels:
     """The pixels that are wanted of every image of a store."""
     assert config.image_size is not None, "files need a size"
-    return Pixels(config.image_size, config.channels or DEFAULT_CHANNELS, config.max_pixels)
+    return Pixels(config.image_size, config.channels or DEFAULT_CHANNELS, **config.decoding)
+
+
+class LeftOutPages:
+    """Counts the pages of files that are no images of their own."""
+
+    def __init__(self) -> None:
+        self.num_files = self.num_pages = 0
+        self._first = ""
+
+    def update(self, names: Sequence[str], decoded: Decoded) -> None:
+        """Add a chunk, by the names of its files."""
+        for position, number in decoded.left_out.items():
+            self._first = self._first or names[position]
+            self.num_files += 1
+            self.num_pages += number
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_pages} further pages or frames of {self.num_files} files ({self._first}"
+            f"{_and_more(self.num_files - 1)}) are left out; with data.pages=all each is an image"
+        )
+
+
+def chunk_size(store: Store, pixels: Pixels) -> int:
+    """Files per task of a decoding process."""
+    return store.chunk_size if pixels.pages == "first" else 1  # of which one may have many pages
 
 
 def stream_images(
@@ -217,7 +261,7 @@ def stream_images(
 
     Args:
         store: Where they are.
-        config: Its num_workers and max_pixels count.
+        config: Its num_workers and `decoding` count.
         shape: (H, W, C) that is wanted; H = W.
         limit: Only so many images, the first.
 
@@ -234,8 +278,9 @@ def stream_images(
             f" {shape[0]}x{shape[1]}; give them as arrays"
         )
     names = select_images(store.names(), store.location)[:limit]
-    pixels = Pixels(shape[0], shape[2], config.max_pixels)
-    chunks = [names[i : i + store.chunk_size] for i in range(0, len(names), store.chunk_size)]
+    pixels = Pixels(shape[0], shape[2], **config.decoding)
+    size = chunk_size(store, pixels)
+    chunks = [names[i : i + size] for i in range(0, len(names), size)]
     num_workers = min(config.num_workers or num_cores(), len(chunks))
     with (
         closing(store.files(names)) as files,
@@ -361,13 +406,24 @@ def select_images(names: Iterable[str], location: str) -> list[str]:
     if unwanted:
         logger.warning("%s: %s", location, _skipped(unwanted))
     if ignored:
-        logger.warning(
-            "%s: ignored %d files that are no images by their extension%s",
-            location,
-            len(ignored),
-            _examples(ignored),
-        )
+        logger.warning("%s: %s", location, _describe_ignored(ignored, images))
     return images
+
+
+def _describe_ignored(ignored: Sequence[str], images: Sequence[str]) -> str:
+    """How many files are left out by their extension, and the folders that have no other."""
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without" for name in ignored)
+    counts = ", ".join(f"{number} {ending}" for ending, number in endings.most_common(MAX_LISTED))
+    folders = Counter(name.partition("/")[0] for name in ignored if "/" in name)
+    kept = {name.partition("/")[0] for name in images}
+    lost = [f"{folder} ({number})" for folder, number in folders.items() if folder not in kept]
+    share = 100 * len(ignored) / (len(ignored) + len(images))
+    text = f"ignored {len(ignored)} files that are no images by their extension{_examples(ignored)}"
+    if share > MANY_IGNORED:
+        text += f"; that is {share:.0f} % of all: {counts}"
+    if lost:
+        text += f"; no image at all is left of the folders{_examples(lost, MAX_LISTED)}"
+    return text
 
 
 def is_hidden(name: str) -> bool:

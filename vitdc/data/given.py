@@ -56,13 +56,15 @@ class Target(NamedTuple):
 
     Attributes:
         shape: (H, W, C).
-        resize: Whether images of another size are resized and centre-cropped, or refused.
+        resize: Whether images of another size are resized as `DataConfig.fit` says, or refused.
         recolour: Whether greyscale and RGB images are converted into each other, or refused.
+        config: Its `decoding` counts, as for image files.
     """
 
     shape: Shape
     resize: bool
     recolour: bool
+    config: DataConfig
 
     @classmethod
     def of(cls, own: Shape, config: DataConfig) -> Target:
@@ -70,7 +72,7 @@ class Target(NamedTuple):
         height, width, channels = own
         size = config.image_size
         shape = (size or height, size or width, config.channels or channels)
-        return cls(shape, size is not None, config.channels is not None)
+        return cls(shape, size is not None, config.channels is not None, config)
 
     def fit(self, images: np.ndarray) -> np.ndarray:
         """(n, h, w, c) uint8 -> (n, H, W, C) uint8.
@@ -91,7 +93,7 @@ class Target(NamedTuple):
                 f"images with {own[2]} channels, but {self.shape[2]} are needed; set"
                 " params={'data': {'channels': ...}} to have all images converted"
             )
-        return resized(images, self.shape)
+        return resized(images, self.shape, self.config)
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -117,8 +119,12 @@ class Given(Protocol):
         """Stream the images, or those of the given rows, as `target` wants them."""
 
 
-def open_given(images: Any) -> Given:
+def open_given(images: Any, config: DataConfig) -> Given:
     """Find out what was handed over.
+
+    Args:
+        images: See the module.
+        config: Its `decoding` counts for Pillow images.
 
     Raises:
         InputError: It is nothing that holds images.
@@ -126,13 +132,13 @@ def open_given(images: Any) -> Given:
     if isinstance(images, np.ndarray):
         return Stack(_channels_last(images))
     if isinstance(images, list | tuple):
-        return Items(images)
+        return Items(images, config)
     import torch
 
     if isinstance(images, torch.Tensor):
         return Stack(_tensor_to_array(images))
     if isinstance(images, torch.utils.data.Dataset):
-        return Items(images)
+        return Items(images, config)
     raise InputError(
         f"images: cannot be read from a {type(images).__name__}; give an array (N, H, W) or"
         " (N, H, W, C), a tensor (N, C, H, W), a list of images, a torch Dataset or the path of a"
@@ -166,11 +172,11 @@ class Stack:
 class Items:
     """Images one by one, from a list, a torch Dataset or an IterableDataset."""
 
-    def __init__(self, items: Any) -> None:
+    def __init__(self, items: Any, config: DataConfig) -> None:
         self._items = items
         first = next(iter(self._iterate(None)), None)
         self._has_labels = _is_pair(first)
-        self.shape: Shape = (0, 0, 1) if first is None else _pixels(_image_of(first)).shape
+        self.shape: Shape = (0, 0, 1) if first is None else _pixels(_image_of(first), config).shape
         self._class_names = getattr(items, "classes", None)
         self._num_classes = 0
 
@@ -229,26 +235,30 @@ def _image_of(item: Any) -> Any:
 def _fitted(item: Any, position: int, target: Target) -> np.ndarray:
     """One image as (H, W, C) uint8 of the wanted shape."""
     try:
-        fitted: np.ndarray = target.fit(_pixels(_image_of(item))[None])[0]
+        fitted: np.ndarray = target.fit(_pixels(_image_of(item), target.config)[None])[0]
     except InputError as error:
         raise InputError(f"images[{position}]: {error}") from None
     return fitted
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: Any, config: DataConfig) -> np.ndarray:
     """One image as (h, w, C) uint8."""
-    pixels: np.ndarray = to_uint8(_one_image(image))[0]
+    pixels: np.ndarray = to_uint8(_one_image(image, config))[0]
     return pixels
 
 
-def _one_image(image: Any) -> np.ndarray:
+def _one_image(image: Any, config: DataConfig) -> np.ndarray:
     """One image as (1, h, w, C) of its own type."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        from vitdc.data.decoding import flatten
+        from vitdc.data.pixels import RefusedError, flatten
 
-        image = np.asarray(flatten(image))
+        try:
+            flat = flatten(image, background=config.background, pixel_range=config.pixel_range)
+        except RefusedError as error:
+            raise InputError(str(error)) from None
+        image = np.asarray(flat.image)
     if isinstance(image, np.ndarray):
         return _channels_last(image[None])
     import torch
@@ -430,12 +440,13 @@ class GivenSource:
             images: See the module.
             labels: (N,), or None where there are none or the images bring class indices.
             test: Held-out images and labels.
-            config: Its image_size, channels, test_fraction and seed count.
+            config: Its image_size, channels, test_fraction, seed and `decoding` count.
 
         Raises:
             InputError: They are not images, or do not fit each other.
         """
-        given, held_out = open_given(images), open_given(test[0]) if test else None
+        given = open_given(images, config)
+        held_out = open_given(test[0], config) if test else None
         target = Target.of(given.shape, config)
         columns = [(given, labels, "labels")]
         if held_out is not None and test is not None:

@@ -1,16 +1,63 @@
-"""What is computed over all images while they stream past: mean, deviation, content hash."""
+"""What is computed over all images while they stream past: mean, deviation, oddities, hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vitdc.artifacts import SPLITS
 
 GREY_LEVELS = 256
+FEW_LEVELS = 20
+MANY_PIXELS = 32 * 32  # a smaller image may well have few levels
+MAX_NAMED = 5
+
+
+def histograms(images: np.ndarray) -> np.ndarray:
+    """(n, H, W, C) uint8 -> (n, C, 256): how many pixels of every channel have which level."""
+    found = np.empty((len(images), images.shape[3], GREY_LEVELS), np.int64)
+    for image, channels in zip(images, found, strict=True):
+        for channel, counts in enumerate(channels):
+            counts[:] = np.bincount(image[..., channel].ravel(), minlength=GREY_LEVELS)
+    return found
+
+
+class Oddities:
+    """Counts images that show almost nothing, by kind.
+
+    constant: One level in every channel.
+    faint: Others whose levels span fewer than `FEW_LEVELS` of the 256 in every channel.
+    coarse: Others that have fewer levels than that in every channel, although they span more, and
+        are of at least `MANY_PIXELS`.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self._found: dict[str, dict[str, Any]] = {}
+
+    def update(self, names: Sequence[str], levels: np.ndarray) -> None:
+        """Add the next images: their names and `histograms`."""
+        is_used = levels > 0
+        num_levels = is_used.sum(axis=2).max(axis=1)  # (n,)
+        spans = GREY_LEVELS - is_used.argmax(axis=2) - is_used[:, :, ::-1].argmax(axis=2)
+        kinds = np.where(spans.max(axis=1) < FEW_LEVELS, "faint", "").astype("<U8")
+        is_large = levels[:, 0].sum(axis=1) >= MANY_PIXELS
+        kinds[(kinds == "") & (num_levels < FEW_LEVELS) & is_large] = "coarse"
+        kinds[num_levels == 1] = "constant"
+        self.num_images += len(names)
+        for at in np.flatnonzero(kinds != "").tolist():
+            known = self._found.setdefault(str(kinds[at]), {"images": 0, "names": []})
+            known["images"] += 1
+            if len(known["names"]) < MAX_NAMED:
+                known["names"].append(names[at])
+
+    def found(self) -> Mapping[str, Mapping[str, Any]]:
+        """By kind, the number of `images` and the `names` of the first."""
+        return self._found
 
 
 class PixelStatistics:
@@ -23,10 +70,9 @@ class PixelStatistics:
     def __init__(self, num_channels: int) -> None:
         self.histogram = np.zeros((num_channels, GREY_LEVELS), np.int64)
 
-    def update(self, images: np.ndarray) -> None:
-        """Count the pixels of `images`, (n, H, W, C) uint8."""
-        for channel, counts in enumerate(self.histogram):
-            counts += np.bincount(images[..., channel].ravel(), minlength=GREY_LEVELS)
+    def update(self, levels: np.ndarray) -> None:
+        """Count the pixels of images, given by their `histograms`."""
+        self.histogram += levels.sum(axis=0)
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation in [0, 1].

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vitdc.data.decoding import Pixels, decode_chunk
+from vitdc.data.decoding import decode_chunk
 from vitdc.errors import InputError
 from vitdc.explore.collection import Collection
 
@@ -81,10 +82,9 @@ class Strangers:
         Raises:
             InputError: It is no image that can be decoded.
         """
-        from vitdc.config import DataConfig
+        from vitdc.inference import wanted_pixels
 
-        height, _, channels = self._images.run.dataset.image_shape
-        wanted = Pixels(height, channels, DataConfig().max_pixels)
+        wanted = replace(wanted_pixels(self._images.run.dataset), pages="first")
         decoded = decode_chunk([file], wanted)
         if decoded.problems:
             raise InputError(f"this file cannot be used: {decoded.problems[0]}")

@@ -82,7 +82,7 @@ def encode(pixels: np.ndarray, *, lossless: bool = True) -> tuple[bytes, str]:
 def _shrink(pixels: np.ndarray, side: int) -> np.ndarray:
     from PIL import Image
 
-    from vitdc.data.decoding import fit
+    from vitdc.data.pixels import fit
 
     channels = pixels.shape[2]
     image = Image.fromarray(np.squeeze(pixels, axis=2) if channels == 1 else pixels)

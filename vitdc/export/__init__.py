@@ -6,7 +6,8 @@ checking    whether the written file says what the model says
 predict.py  copied beside the model: how a program without vitdc uses it
 
 An export is a directory: the model in one file, `preprocessing.json` with all that turns an image
-file into its input and its output into a cluster, and `predict.py`.
+file into its input and its output into a cluster, `predict.py`, and `pixels.py` of `vitdc.data`,
+with which it reads image files as the training did.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitdc import artifacts
+from vitdc.config import DataConfig
+from vitdc.data import pixels
 from vitdc.errors import InputError
 from vitdc.export.checking import Difference, compare, random_images, read_images
 from vitdc.export.formats import FORMATS
@@ -33,6 +36,12 @@ __all__ = ["FORMATS", "Export", "export_model", "read_images"]
 
 KIND = "export"
 RECIPE = Path(__file__).with_name("predict.py")
+READER = Path(pixels.__file__)  # reads image files for it
+RESIZE = {
+    "crop": "short side to the size, bicubic with antialiasing, then centre crop",
+    "pad": "long side to the size, bicubic with antialiasing, then padding with the background",
+    "stretch": "both sides to the size, bicubic with antialiasing",
+}
 
 
 class Export(NamedTuple):
@@ -85,6 +94,7 @@ def export_model(
         text = _to_json(description)
         (writer.directory / "preprocessing.json").write_text(text, encoding="utf-8")
         shutil.copyfile(RECIPE, writer.directory / "predict.py")
+        shutil.copyfile(READER, writer.directory / READER.name)
         run = kind.open(file, json.loads(text))  # as whoever loads it has it
         difference = compare(graph, run, images)
     return Export(output / kind.file_name, difference)
@@ -98,6 +108,7 @@ def describe(
     height, width, channels = checkpoint.image_shape
     limit = predictor.unsure_limit
     backbone = predictor.model.backbone
+    decoding = {**DataConfig().decoding, **checkpoint.decoding}
     arguments = {**backbone.arguments, "num_classes": checkpoint.num_outputs}
     return {
         "model": file_name,
@@ -110,7 +121,8 @@ def describe(
             "width": width,
             "channels": channels,
             "colour": "greyscale" if channels == 1 else "RGB",
-            "resize": "short side to the size, bicubic with antialiasing, then centre crop",
+            "resize": RESIZE[decoding["fit"]],
+            "decoding": decoding,
         },
         "normalisation": {
             "inside_the_model": file_name != FORMATS["safetensors"].file_name,

@@ -26,7 +26,6 @@ MAX_IMAGES = 256  # more say nothing new
 BATCHES = (1, 2, 61)  # sizes that the checked images are handed over in, again and again
 
 Run = Callable[[np.ndarray], "Outputs"]
-Shape = tuple[int, int, int]
 
 
 class Outputs(NamedTuple):
@@ -106,17 +105,17 @@ def random_images(checkpoint: Checkpoint) -> np.ndarray:
     return images
 
 
-def read_images(path: Path, shape: Shape) -> np.ndarray:
+def read_images(path: Path, checkpoint: Checkpoint) -> np.ndarray:
     """The first `MAX_IMAGES` images of a folder, a prepared data set or a file.
 
     Args:
         path: The place.
-        shape: (H, W, C) that files are brought to, and that a data set has to have.
+        checkpoint: Of the model, which says how files are read and what shape a data set must have.
 
     Raises:
         InputError: There are none, or they are unreadable or of another shape.
     """
-    path = Path(path)
+    path, shape = Path(path), checkpoint.image_shape
     if (path / "artifact.json").is_file():
         dataset = Dataset.load(path)
         if dataset.image_shape != shape:
@@ -125,10 +124,10 @@ def read_images(path: Path, shape: Shape) -> np.ndarray:
             )
         return np.array(dataset.train.images[:MAX_IMAGES])
     if path.is_file():
-        decoded = decode_chunk([str(path)], wanted_pixels(shape, convert=True))
+        decoded = decode_chunk([str(path)], wanted_pixels(checkpoint))
         if decoded.problems:
             raise InputError(f"{path}: unreadable ({decoded.problems[0]})")
         return decoded.images
-    config = DataConfig(source="folder", root=str(path))
+    config = DataConfig(**checkpoint.decoding, source="folder", root=str(path))
     with closing(stream_images(open_store(config), config, shape, limit=MAX_IMAGES)) as batches:
         return np.concatenate(list(batches))

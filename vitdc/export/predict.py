@@ -2,8 +2,9 @@
 
     python predict.py IMAGE...
 
-Needs numpy, pillow and what runs the model beside this file: onnxruntime for model.onnx, torch for
-model.pt2, torch, timm and safetensors for model.safetensors.
+Needs pixels.py beside it, numpy, pillow (pillow-heif for HEIC) and what runs the model beside this
+file: onnxruntime for model.onnx, torch for model.pt2, torch, timm and safetensors for
+model.safetensors.
 """
 
 import csv
@@ -12,28 +13,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 
-def read_image(path, spec):
-    """An image file as (C, H, W) float32 in [0, 1], as the model was trained on."""
-    size = spec["width"], spec["height"]
-    with Image.open(path) as image:
-        image.draft(None, (2 * size[0], 2 * size[1]))  # large JPEGs decode smaller
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "F"):
-            raise ValueError(f"{path}: pixels of mode {image.mode} (32 bits) have no defined range")
-        if image.mode.startswith("I;16"):  # Pillow would cut off what is brighter than 255
-            image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-        image = image.convert("L" if spec["channels"] == 1 else "RGB")
-        if image.size != size:
-            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-        pixels = np.asarray(image, np.float32).reshape(size[1], size[0], spec["channels"])
-    return pixels.transpose(2, 0, 1) / 255
+def read_images(path, spec):
+    """The pages of an image file as (C, H, W) float32 in [0, 1], as the model was trained on."""
+    from pixels import Pixels, decode_file, explain
+
+    Image.MAX_IMAGE_PIXELS = None  # max_pixels is the limit
+    wanted = Pixels(spec["height"], spec["channels"], **spec["decoding"])
+    try:
+        images = decode_file(path, wanted).images
+    except Exception as error:
+        sys.exit(f"{path}: {explain(error, path)}")
+    return [image.transpose(2, 0, 1).astype(np.float32) / 255 for image in images]
 
 
 def load_onnx(path, description):
@@ -119,13 +112,15 @@ def main(paths):
     table = csv.writer(Lines())  # which ends lines with CR LF, so it quotes both of them in names
     table.writerow(("image", "cluster", "name", "distance", "unsure"))
     for path in paths:
-        images = read_image(path, description["input"])[None]
-        found = run(images)
-        cluster = found["cluster"][0]
-        unsure = limit is not None and found["atypicality"][0] > limit
-        name, distance = description["cluster_names"][cluster], found["distances"][0, cluster]
-        row = (path, cluster, name, f"{distance:.4f}", "true" if unsure else "false")
-        table.writerow(row)
+        images = read_images(path, description["input"])
+        for page, image in enumerate(images):
+            found = run(image[None])
+            cluster = found["cluster"][0]
+            unsure = limit is not None and found["atypicality"][0] > limit
+            name, distance = description["cluster_names"][cluster], found["distances"][0, cluster]
+            shown = path if len(images) == 1 else f"{path}#{page + 1}"
+            row = (shown, cluster, name, f"{distance:.4f}", "true" if unsure else "false")
+            table.writerow(row)
 
 
 if __name__ == "__main__":
