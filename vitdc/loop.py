@@ -116,9 +116,9 @@ def refine(
 
         here = RoundPaths.in_directory(work / "00")
         if not here.checkpoint.exists():
-            artifacts.copy(checkpoint, here.checkpoint)
+            artifacts.copy(checkpoint, here.checkpoint, linked=True)
         if embeddings and not here.embeddings.exists():
-            artifacts.copy(embeddings, here.embeddings)
+            artifacts.copy(embeddings, here.embeddings, linked=True)
         embed_and_cluster(0, here, None)
         features = here.embeddings if first.is_frozen else None
         history = Round(rows=[RoundRow(round=0, verdict=CONTINUE)])

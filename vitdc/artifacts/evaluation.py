@@ -101,5 +101,5 @@ class Evaluation:
             (writer.directory / "figures").mkdir()
             for name, png in figures.items():
                 (writer.directory / "figures" / f"{name}.png").write_bytes(png)
-            copy(model.checkpoint, writer.directory / "model" / "checkpoint")
-            copy(model.clustering, writer.directory / "model" / "clustering")
+            copy(model.checkpoint, writer.directory / "model" / "checkpoint", linked=True)
+            copy(model.clustering, writer.directory / "model" / "clustering", linked=True)

@@ -166,10 +166,17 @@ def _check_writable(folder: Path, path: Path) -> None:
     raise InputError(f"{path}: cannot be written: {reason}; name another directory")
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy an artifact; like every artifact, the copy appears whole or not at all."""
+def copy(source: Path, target: Path, *, linked: bool = False) -> None:
+    """Copy an artifact; like every artifact, the copy appears whole or not at all.
+
+    Args:
+        source: The artifact.
+        target: Replaced if it exists.
+        linked: Let the copy share the files, where both stay in our hands.
+    """
+    copy_function = link if linked else shutil.copy2
     with replacing(target) as directory:
-        shutil.copytree(source, directory, dirs_exist_ok=True, copy_function=link)
+        shutil.copytree(source, directory, dirs_exist_ok=True, copy_function=copy_function)
 
 
 def link(source: str | Path, target: str | Path) -> None:
