@@ -190,6 +190,13 @@ def test_its_program_predicts_files_without_vitdc(
     np.testing.assert_allclose(distances, found.distance, atol=2e-4)
 
 
+def test_its_program_quotes_every_name_that_needs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {"__name__": "predict"}
+    exec((Path(export.__file__).parent / "predict.py").read_text(), scope)  # noqa: S102
+    csv.writer(scope["Lines"]()).writerows([["a\rb", 1], ["c\nd, e", 2], ["=f", 3]])
+    assert capsys.readouterr().out == '"a\rb",1\n"c\nd, e",2\n=f,3\n'
+
+
 def test_its_program_refuses_pixels_without_a_range(
     exported: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -233,8 +233,8 @@ def test_the_end_is_recorded_where_the_workflow_may_not_be_read(
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (InputError("data.root: no\nimages"), "data.root: no images"),
-        (ZeroDivisionError("x"), "ZeroDivisionError: x"),
+        (InputError("data.root: no\nimages"), r"data.root: no\nimages"),
+        (ZeroDivisionError("x\ny"), "ZeroDivisionError: x y"),
     ],
 )
 def test_a_failed_task_leaves_its_reason_to_kubernetes(

@@ -321,12 +321,14 @@ def test_ids_on_the_page_are_unique_and_references_resolve() -> None:
 
 
 def test_names_are_escaped_and_drawn_literally() -> None:
-    names = ["<b>bold</b>", "$\\frac$", "a & b"]
+    names = ["<b>bold</b>", "$\\frac$", "a & b\x1b\n"]
     html = page(replace(toy(), class_names=names, title="<script>x</script>"))
     assert "<b>" not in html
     assert "<script>" not in html
     assert "&lt;b&gt;bold&lt;/b&gt;" in html
     assert "$\\frac$" in html
+    assert r"a &amp; b\x1b\n" in html
+    assert "\x1b" not in html
 
 
 def test_exactly_the_wrong_images_of_the_gallery_are_framed() -> None:

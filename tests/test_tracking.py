@@ -261,6 +261,7 @@ def test_the_name_of_the_data_stands_for_the_place(tmp_path: Path) -> None:
     assert all(re.fullmatch("(b-)?photos-[0-9a-f]{6}", each) for each in names)
     assert name(source="folder", root="/a/../a/photos/") == names[0]
     assert name(source="folder", root="/") != name(source="folder", root="/the set")
+    assert re.fullmatch(r"a\\xe9\\x1b-\w{6}", name(source="folder", root="/a\udce9\x1b"))
     assert name(source="MNIST", root="/a/photos") == "the set"
     for clone in ("mine", "yours"):
         (tmp_path / clone / ".dvc").mkdir(parents=True)

@@ -98,11 +98,12 @@ def cli() -> None:
     """
 
 
-class _OneLine(logging.Formatter):
-    """The message alone, with the names in it made harmless."""
+class _Message(logging.Formatter):
+    """The message alone, with the names in it made harmless; ours are one line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
-        return printable(record.message)
+        ours = record.name.partition(".")[0] == "vitdc"
+        return (printable if ours else printable_lines)(record.message)
 
 
 class _Terminal(io.TextIOWrapper):
@@ -128,7 +129,7 @@ def run_group(group: click.Group, *, prog_name: str) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine())
+    handler.setFormatter(_Message())
     logging.basicConfig(handlers=[handler])
     logging.getLogger("vitdc").setLevel(logging.INFO)
     # OpenMP threads that spin while they wait make every other process crawl, and on a machine

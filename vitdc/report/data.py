@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdc.artifacts import RoundRow
 from vitdc.artifacts.dataset import Supervision
+from vitdc.names import printable
 
 MAX_PICTURED_CLUSTERS = 20
 
@@ -149,10 +150,11 @@ class ReportData:
         return max(len(self.class_names), int(self.labels.max(initial=-1)) + 1)
 
     def class_name(self, label: int) -> str:
-        """Name of a class, its number where it has no name, "unknown" for -1."""
+        """Name of a class to show, its number where it has no name, "unknown" for -1."""
         if label < 0:
             return "unknown"
-        return str(self.class_names[label]) if label < len(self.class_names) else str(label)
+        known = label < len(self.class_names)
+        return printable(self.class_names[label]) if known else str(label)
 
 
 # --- Which images are right --------------------------------------------------------------------

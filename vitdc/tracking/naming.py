@@ -13,7 +13,7 @@ from vitdc.config import DVC, NOT_IDENTIFYING, DataConfig, Params
 from vitdc.data.opening import FOLDER
 from vitdc.data.s3 import SCHEME
 from vitdc.errors import mask_credentials
-from vitdc.names import normal_form
+from vitdc.names import normal_form, printable
 
 RESULT = "final/"  # before the names of the values of a finished run
 CURVES = ("nmi_test", "nmi_train", "loss")  # of a round's values, those looked at first
@@ -180,7 +180,8 @@ def data_name(config: DataConfig, *, dataset_name: str) -> str:
         return dataset_name
     text = normal_form(json.dumps(place, ensure_ascii=False))
     last = normal_form(PurePosixPath(str(place[-1])).name or dataset_name)[:_MAX_NAME]
-    return f"{last}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:6]}"
+    digits = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
+    return f"{printable(last)}-{digits}"
 
 
 def _path_in_repository(folder: Path) -> str:
@@ -202,5 +203,5 @@ def flatten(
 
 
 def as_text(value: Any) -> str:
-    text = mask_credentials(value) if isinstance(value, str) else json.dumps(value)
+    text = printable(mask_credentials(value)) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
