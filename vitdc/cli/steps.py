@@ -6,6 +6,7 @@ A step's `Path` arguments become options, its sections come from `params.yaml`.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,7 +160,8 @@ def prepare(function: Callable[..., Any], params: Params, paths: dict[str, Any])
     from vitdc.data.watching import unwatched
 
     def on_listed(source: Source) -> None:
-        check_source(params, source, output=paths["output"], with_model=True)
+        if "DVC_STAGE" in os.environ:  # the other stages follow
+            check_source(params, source, output=paths["output"], with_model=True)
 
     execute(function, params, {**paths, "on_listed": on_listed})
     if warning := unwatched(params.data):
@@ -180,7 +182,6 @@ def check_source(params: Params, source: Source, *, output: Path, with_model: bo
     known = source.train_labels
     if known is not None:
         params.clustering.check_fit(num_images=len(known), num_classes=0)
-        check_room(output, source.image_shape, num_images=len(known))
     if with_model:
         from vitdc.model import check_model
 

@@ -53,12 +53,16 @@ def write_dataset(
 
     Raises:
         InputError: The source is unknown, not there, empty or ambiguous, or has more unreadable
-            images than allowed; or `data.labels` asks for labels that are not there.
+            images than allowed; or `data.labels` asks for labels that are not there; or the
+            images do not fit on the disk.
     """
     # Imported here, because every decoding process imports this package and needs none of it.
     from vitdc.data.opening import open_source
+    from vitdc.estimate import check_room
 
     source = open_source(config)
+    if source.train_labels is not None:
+        check_room(output, source.image_shape, num_images=len(source.train_labels))
     if on_listed:
         on_listed(source)
     write_source(source, config, name=config.source, output=output)
