@@ -52,6 +52,7 @@ def test_a_notebook_is_kept_without_outputs(path: Path) -> None:
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_path")
 def test_the_digits_are_clustered_as_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

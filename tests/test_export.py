@@ -205,6 +205,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_model_can_be_exported(model: str, name: str, tmp_path: Path) -> None:

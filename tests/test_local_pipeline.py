@@ -240,6 +240,7 @@ def test_the_pipeline_gives_the_same_bytes_as_one_process(
         assert (first.output / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_without_labels_the_pipeline_gives_the_same_bytes_too(
     project: Project, tmp_path: Path
 ) -> None:
@@ -388,6 +389,7 @@ def test_a_failing_task_is_named_with_its_own_error_and_recorded(tmp_path: Path)
     assert not any(text.startswith("    ") and text.strip() for text in after[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_its_task_and_is_recorded(
     tmp_path: Path, number: int, code: int
@@ -445,6 +447,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_tried_again_and_ends_in_the_same_bytes(killed: Run) -> None:
     directory = killed.output.parent
     assert (directory / "killed").exists()
@@ -457,6 +460,7 @@ def test_a_killed_training_is_tried_again_and_ends_in_the_same_bytes(killed: Run
     assert left == [], "finished work leaves no scratch"
 
 
+@pytest.mark.slow
 def test_no_task_imports_what_it_does_not_use(killed: Run) -> None:
     lines = (killed.output.parent / "imports.jsonl").read_text().splitlines()
     imported: dict[str, set[str]] = {}
@@ -529,6 +533,7 @@ def test_bad_input_ends_in_one_line_that_says_what_to_do(tmp_path: Path, case: s
 # --- data by version ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_later_run_takes_the_newest_version_of_the_data_and_nothing_else(
     tmp_path: Path, write_images: Callable[..., Path]
 ) -> None:
