@@ -20,6 +20,7 @@ import os
 import runpy
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import threading
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -81,7 +83,7 @@ os._exit(code)
 @contextmanager
 def programs() -> Iterator[Path]:
     """A folder of programs that start at once, for PATH; they end with the context."""
-    with tempfile.TemporaryDirectory(prefix="vitdc-warm-") as place:
+    with tempfile.TemporaryDirectory(prefix="vitdc-warm-", ignore_cleanup_errors=True) as place:
         folder, address = Path(place), f"{place}/socket"
         binaries = Path(sys.executable).parent
         text = CLIENT.format(
@@ -128,7 +130,9 @@ class Server:
 
     def _end(self) -> NoReturn:
         for job in self._jobs:
-            os.killpg(job, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(job, signal.SIGKILL)
+        shutil.rmtree(self._programs, ignore_errors=True)  # if pytest cannot do so any more
         os._exit(0)
 
     def _accept(self) -> None:
@@ -244,12 +248,14 @@ def _execute(folder: str, kind: str, *rest: str) -> None:
 
 def main(descriptor: str, programs: str) -> NoReturn:
     """Import the libraries and serve."""
+    show, warnings.showwarning = warnings.showwarning, lambda *_, **__: None  # their own matter
     for name in LIBRARIES:
         import_module(name)
         if select.select([sys.stdin], [], [], 0)[0]:
             sys.exit()  # nobody waits for it any more
     sys.path[0] = str(Path(__file__).parents[1])
     import_module("vitdc.config")  # reads its own source, among so many modules for long
+    warnings.showwarning = show
     gc.collect()
     gc.freeze()  # else collecting garbage would copy it all to every fork
     Server(socket.socket(fileno=int(descriptor)), Path(programs)).serve()
