@@ -13,6 +13,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -439,6 +440,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = project.run(
         "out",
         "convergence.max_rounds=1",
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         PYTHONPATH=str(patches),
         IMPORTS_LOG=str(project.directory / "imports.jsonl"),
         KILL_MARKER=str(project.directory / "killed"),

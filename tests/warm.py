@@ -4,7 +4,7 @@ Starting Python with torch, MLflow and the like takes seconds, and the tests of 
 hundreds. So one process imports the libraries, and hardly anything of ours, and waits; `programs`
 makes a folder of programs that stand for forks of it, with their own arguments, environment,
 folder, standard streams, signals and exit code. What such a fork cannot do (other options of
-Python, a sitecustomize) is done by a fresh Python.
+Python) is done by a fresh Python.
 
 All forks have the same hash seed, and no module of LIBRARIES is missing: where a test is about
 that, it starts `sys.executable`.
@@ -55,11 +55,7 @@ name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 if name in {scripts!r}:
     arguments.insert(0, os.path.join({bin!r}, name))
 first = next((each for each in arguments if each != "-u"), "-")
-paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-if (
-    first.startswith("-") and first not in ("-c", "-m")
-    or any(os.path.exists(os.path.join(path, "sitecustomize.py")) for path in paths)
-):
+if first.startswith("-") and first not in ("-c", "-m"):
     os.execv({python!r}, [{python!r}, *arguments])
 
 import json, signal
@@ -190,8 +186,11 @@ def run(programs: Path, arguments: list[str], environment: dict[str, str], folde
     sys.executable = str(programs / "python")
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*paths, *sys.path[1:]]  # without the folder of this file
+    sys.argv = arguments[:1] + arguments[2:] if arguments[0] in ("-c", "-m") else arguments
     code = 1
     try:
+        with suppress(ModuleNotFoundError):
+            import_module("sitecustomize")
         _execute(folder, *arguments)
         code = 0
     except SystemExit as error:
@@ -232,17 +231,14 @@ def _open_streams(*, unbuffered: bool) -> None:
 def _execute(folder: str, kind: str, *rest: str) -> None:
     if kind == "-m":
         sys.path.insert(0, folder)
-        sys.argv = list(rest)
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.path.insert(0, "")
-        sys.argv = ["-c", *rest[1:]]
         main: Any = types.ModuleType("__main__")
         sys.modules["__main__"] = main
         exec(compile(rest[0], "<string>", "exec"), main.__dict__)  # noqa: S102
     else:
         sys.path.insert(0, str(Path(kind).parent))
-        sys.argv = [kind, *rest]
         runpy.run_path(kind, run_name="__main__")
 
 
