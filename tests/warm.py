@@ -48,8 +48,7 @@ SCRIPTS = ("vitdc", "dvc", "mlflow")
 # A program that stands for another one. It starts in hundredths of a second.
 CLIENT = """\
 #!{python} -IS
-import os, sys
-import socket
+import json, os, signal, socket, sys
 
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 if name in {scripts!r}:
@@ -57,8 +56,6 @@ if name in {scripts!r}:
 first = next((each for each in arguments if each != "-u"), "-")
 if first.startswith("-") and first not in ("-c", "-m"):
     os.execv({python!r}, [{python!r}, *arguments])
-
-import json, signal
 
 connection = socket.socket(socket.AF_UNIX)
 connection.connect({address!r})
@@ -68,7 +65,10 @@ socket.send_fds(connection, [len(text).to_bytes(4, "big")], [0, 1, 2])
 connection.sendall(text)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: connection.sendall(bytes([number])))
-code = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big", signed=True)
+answer = connection.recv(4, socket.MSG_WAITALL)
+if len(answer) < 4:
+    sys.exit("the process with the libraries has ended")
+code = int.from_bytes(answer, "big", signed=True)
 if code < 0:
     signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
     os.kill(os.getpid(), -code)
@@ -135,12 +135,17 @@ class Server:
         connection, _ = self._listener.accept()
         size, streams, _, _ = socket.recv_fds(connection, 4, 3)
         text = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
-        if not (job := os.fork()):
-            os.setsid()
-            for number, stream in enumerate(streams):
-                os.dup2(stream, number)
-            os.closerange(3, 4096)
-            run(self._programs, **json.loads(text))
+        job = os.fork()
+        if not job:
+            try:
+                os.setsid()
+                for number, stream in enumerate(streams):
+                    os.dup2(stream, number)
+                os.closerange(3, 4096)
+                run(self._programs, **json.loads(text))
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            os._exit(1)  # it must not serve
         for stream in streams:
             os.close(stream)
         self._jobs[job] = connection
@@ -150,8 +155,13 @@ class Server:
 
     def _signal(self, job: int) -> None:
         """Pass a signal on; the end of a connection is that of a program that was killed."""
-        connection = self._jobs[job]
-        number = connection.recv(1)
+        connection = self._jobs.get(job)
+        if connection is None:
+            return  # it has ended at the same moment
+        try:
+            number = connection.recv(1)
+        except ConnectionError:
+            number = b""
         with suppress(ProcessLookupError):
             if number:
                 os.kill(job, number[0])
