@@ -20,7 +20,7 @@ PACKAGE_CA ?= $(or $(SSL_CERT_FILE),$(PIP_CERT))
 export PACKAGE_INDEX ?= $(or $(UV_DEFAULT_INDEX),$(UV_INDEX_URL),$(PIP_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-services test-containers test-cluster image push study lint format lock clean
+.PHONY: help setup demo ui test test-slow test-services test-containers test-cluster image push study lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -50,8 +50,14 @@ ui: setup  ## open the recorded runs in MLflow's web page, on this machine only
 				--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; \
 	esac
 
-test: setup  ## all tests that need nothing but this environment, up to 4 at a time
-	OMP_WAIT_POLICY=PASSIVE pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# up to 4 files at a time
+PYTEST := OMP_WAIT_POLICY=PASSIVE pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+test: setup  ## all tests that need nothing but this environment, without the slow ones
+	$(PYTEST)
+
+test-slow: setup  ## the tests that are long by nature: trainings of a notebook, processes in trouble
+	$(PYTEST) -m slow
 
 test-services: setup  ## MLflow on PostgreSQL and S3, used by processes and a browser (Debian's postgresql, chromium)
 	OMP_WAIT_POLICY=PASSIVE pytest -m services tests/services

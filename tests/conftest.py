@@ -14,6 +14,7 @@ import pytest
 import repositories
 import servers
 import toys
+import warm
 from hypothesis import settings
 from PIL import Image
 
@@ -23,6 +24,22 @@ from vitdc.tracking.store import quiet_mlflow
 # a busy machine must not fail a test
 settings.register_profile("vitdc", deadline=None)
 settings.load_profile("vitdc")
+
+WARM_PROGRAMS = "VITDC_TESTS_WARM_PROGRAMS"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let all workers of pytest-xdist share their warm programs, which start meanwhile."""
+    if session.config.getoption("numprocesses", None):
+        programs = warm.programs()
+        os.environ[WARM_PROGRAMS] = str(programs.__enter__())
+        session.config.add_cleanup(lambda: programs.__exit__(None, None, None))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files come first that start whole programs: they take longest."""
+    long = {item.path for item in items if "warm_path" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in long)
 
 
 TESTER = servers.S3Identity("tester", "open sesame", ("Admin",))
@@ -87,6 +104,25 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_run(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> toys.ToyRun:
     """Two rounds and their evaluation; only to be read."""
     return toys.make_toy_run(toy_dataset, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def warm_programs() -> Iterator[Path]:
+    """A folder with `python`, `vitdc`, `dvc` and `mlflow` that need not import the libraries."""
+    if folder := os.environ.get(WARM_PROGRAMS):
+        yield Path(folder)
+    else:
+        with warm.programs() as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def warm_path(warm_programs: Path) -> Iterator[None]:
+    """Lets the programs of PATH be the warm ones, and then those of this environment."""
+    path = (str(warm_programs), str(Path(sys.executable).parent), os.environ["PATH"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join(path))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -142,6 +142,8 @@ class Server:
                 _kill_group(self._process.pid)  # what outlived its parent
             _guard("release", self._process.pid)
             self._process = None
+        while self._ready():  # what a warm program (warm.py) stood for ends a moment later
+            time.sleep(0.01)
 
     def __enter__(self) -> Self:
         try:
@@ -426,14 +428,14 @@ class MlflowServer(NamedTuple):
 
 @contextmanager
 def mlflow_server(
-    folder: Path, *, arguments: Iterable[str], env: Mapping[str, str]
+    folder: Path, *, arguments: Iterable[str], env: Mapping[str, str], python: str = sys.executable
 ) -> Iterator[MlflowServer]:
     """`mlflow server` with these arguments and nothing of our environment but the Python path."""
     port = free_ports(1)[0]
     uri = f"http://127.0.0.1:{port}"
     python_path = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), **python_path, **env}
-    command = [sys.executable, "-m", "mlflow", "server", *arguments]
+    command = [python, "-m", "mlflow", "server", *arguments]
     command += ["--host=127.0.0.1", f"--port={port}", "--workers=1"]
     ready = functools.partial(answers, f"{uri}/health")
     with Server(command, folder=folder, ready=ready, env=env) as server:

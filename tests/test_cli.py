@@ -423,16 +423,16 @@ def test_run_refuses_what_cannot_follow_before_it_decodes_an_image(
 def test_reuse_takes_round_0_of_an_earlier_run_and_changes_no_result(
     vitdc: Vitdc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["-S", "data.max_train=40", "-S", "data.max_test=20"]
-    other = [*small, "-S", "clustering.num_clusters=40"]  # as many as training images
+    small = ["-S", "data.max_train=20", "-S", "data.max_test=10", "-S", "convergence.max_rounds=2"]
+    other = [*small, "-S", "clustering.num_clusters=20"]  # as many as training images
     assert vitdc("run", "--output", "three", *small) == 0
-    assert vitdc("run", "--output", "forty", *other) == 0
+    assert vitdc("run", "--output", "twenty", *other) == 0
     monkeypatch.setattr(steps, "pretrain", None)
     assert vitdc("run", "--output", "again", "--reuse", "three", *other) == 0
-    assert contents(Path("again/results")) == contents(Path("forty/results"))
+    assert contents(Path("again/results")) == contents(Path("twenty/results"))
     assert "Every cluster holds a single image" in capsys.readouterr().out
 
-    differing = ["-S", "seed=1", "-S", "data.max_train=30"]
+    differing = ["-S", "seed=1", "-S", "data.max_train=15"]
     assert vitdc("run", "--output", "no", "--reuse", "three", *small, *differing) == 2
     assert "three/pretrained: cannot be reused, because other than now were the images, seed;" in (
         capsys.readouterr().err

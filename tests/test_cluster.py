@@ -1072,7 +1072,6 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_submit_prints_the_url_and_waits_if_asked(kubeflow: Kubeflow) -> None:
     done = call("submit", "--host", kubeflow.url, "-S", "joint.gamma=0.25", "--wait")
     assert done.returncode == 0, done.stderr
@@ -1082,7 +1081,6 @@ def test_submit_prints_the_url_and_waits_if_asked(kubeflow: Kubeflow) -> None:
     assert kubeflow.runs[run_id]["runtime_config"]["parameters"]["joint"]["gamma"] == 0.25
 
 
-@pytest.mark.slow
 def test_a_failed_run_is_exit_code_1_and_a_refused_token_exit_code_2(kubeflow: Kubeflow) -> None:
     kubeflow.progress = [("FAILED", {"embed": "FAILED"})]
     kubeflow.task_errors = {"embed": "out of memory"}
@@ -1096,7 +1094,6 @@ def test_a_failed_run_is_exit_code_1_and_a_refused_token_exit_code_2(kubeflow: K
     assert "token is missing" in line
 
 
-@pytest.mark.slow
 def test_schedule_says_when_the_next_run_is(kubeflow: Kubeflow) -> None:
     done = call("schedule", "--host", kubeflow.url, "--cron", "0 3 * * 1", "--name", "weekly")
     assert done.returncode == 0, done.stderr

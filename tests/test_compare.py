@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from vitdc.config import Params
 from vitdc.errors import InputError
 from vitdc.tracking import open_tracker
 
-BIN = Path(sys.executable).parent
 HASH = "0123456789abcdef" * 4
 CHANGES = {"gamma-0": {"joint": {"gamma": 0.0}}, "gamma-1": {"joint": {"gamma": 1.0}}}
 
@@ -221,7 +219,7 @@ def test_results_of_an_older_vitdc_are_refused(
 
 
 @pytest.fixture(scope="module")
-def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def experiments(tmp_path_factory: pytest.TempPathFactory, warm_path: None) -> Iterator[Path]:
     """A DVC repository with a committed run, the experiments of CHANGES and a remote."""
     place = tmp_path_factory.mktemp("dvc")
     with pytest.MonkeyPatch.context() as patch:
@@ -229,7 +227,6 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("DVC_GLOBAL_CONFIG_DIR", str(place / "none"))
         patch.setenv("DVC_SITE_CACHE_DIR", str(place / "site-cache"))
         patch.setenv("DVC_NO_ANALYTICS", "1")
-        patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for role in ("AUTHOR", "COMMITTER"):
             patch.setenv(f"GIT_{role}_NAME", "tester")
@@ -251,7 +248,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run(directory: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [BIN / "dvc", *arguments], cwd=directory, capture_output=True, text=True, check=False
+        ["dvc", *arguments], cwd=directory, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

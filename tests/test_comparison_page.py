@@ -108,7 +108,6 @@ def test_the_interval_is_drawn_where_it_is() -> None:
     assert low < 0 < high
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_browser_shows_and_sorts_the_page(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright

@@ -248,7 +248,6 @@ def vitdc_prepare(
     )
 
 
-@pytest.mark.slow
 def test_neither_git_nor_a_home_is_needed_and_nothing_is_chattered(
     repository, images, local, tmp_path
 ):
@@ -368,14 +367,12 @@ def in_s3(s3_server, s3_credentials, repository, images, tmp_path) -> Repository
     return made
 
 
-@pytest.mark.slow
 def test_images_are_fetched_from_an_s3_remote(in_s3, local, tmp_path):
     for repo in (in_s3.path, f"file://{in_s3.path}"):
         assert contents(prepare(tmp_path / "out", repo)) == contents(local)
     assert not list(in_s3.cache.rglob("*.png"))
 
 
-@pytest.mark.slow
 def test_wrong_and_missing_credentials(in_s3, tmp_path, monkeypatch):
     advice = "cannot be read from the DVC remote"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -387,7 +384,6 @@ def test_wrong_and_missing_credentials(in_s3, tmp_path, monkeypatch):
     assert advice in refusal(tmp_path / "out", f"file://{in_s3.path}")
 
 
-@pytest.mark.slow
 def test_unreachable_remote(in_s3, tmp_path):
     with in_s3.dvc() as dvc, dvc.config.edit() as config:
         config["remote"]["storage"]["endpointurl"] = "http://127.0.0.1:9"
@@ -399,7 +395,6 @@ def test_unreachable_remote(in_s3, tmp_path):
     assert "http://127.0.0.1:9" in message
 
 
-@pytest.mark.slow
 def test_object_that_is_gone_from_the_remote(s3_server, in_s3, tmp_path):
     with in_s3.dvc() as dvc:
         bucket, _, prefix = dvc.cloud.get_remote_odb().path.partition("/")

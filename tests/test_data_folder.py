@@ -412,7 +412,6 @@ def test_image_size_and_root_are_needed(write_images):
         write_dataset(DataConfig(source="folder", image_size=8), output=Path("unused"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "delay"), [(signal.SIGINT, 0.3), (signal.SIGINT, 3), (signal.SIGKILL, 3)]
 )
@@ -436,12 +435,16 @@ def test_ending_early_leaves_no_process_behind(tmp_path, ending, delay):
         stderr=subprocess.PIPE,
     )
     index = tmp_path / ".dataset.partial" / "index.csv"
-    wait_until(index.exists)
-    time.sleep(delay)  # the workers are starting, or at work
-    # Ctrl-C reaches the whole group, a kill only the one
-    (os.killpg if ending == signal.SIGINT else os.kill)(process.pid, ending)
-    _, stderr = process.communicate(timeout=60)
-    wait_until(lambda: not is_group_alive(process.pid))
+    try:
+        wait_until(index.exists)
+        time.sleep(delay)  # the workers are starting, or at work
+        # Ctrl-C reaches the whole group, a kill only the one
+        (os.killpg if ending == signal.SIGINT else os.kill)(process.pid, ending)
+        _, stderr = process.communicate(timeout=60)
+        wait_until(lambda: not is_group_alive(process.pid))
+    finally:
+        if is_group_alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / "dataset").exists()
     if ending == signal.SIGINT:
         assert not index.parent.exists()

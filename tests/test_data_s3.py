@@ -13,7 +13,7 @@ from vitdc.config import DataConfig
 from vitdc.data import s3, write_dataset
 from vitdc.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("s3_credentials")]
+pytestmark = pytest.mark.usefixtures("s3_credentials")
 
 PATIENCE = 60  # seconds, on a busy machine; requests that are repeated for long take minutes
 NAMES = tuple(f"c{index % 3}/{index:03}.png" for index in range(80))

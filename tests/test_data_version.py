@@ -119,7 +119,6 @@ def test_nothing_of_the_data_is_read(repository, write_images, tmp_path):
 # --- S3 ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_changes_of_a_bucket_change_its_version(s3_server, s3_credentials):
     client = s3_server.client()
     client.create_bucket(Bucket="versions")
@@ -143,7 +142,6 @@ def test_changes_of_a_bucket_change_its_version(s3_server, s3_credentials):
     assert pin(given).version == second
 
 
-@pytest.mark.slow
 def test_torch_is_not_imported(write_images):
     code = (
         "import sys; from vitdc.config import DataConfig; from vitdc.data.version import pin;"

@@ -196,7 +196,6 @@ def test_without_a_kubeconfig_only_kubeflow_is_checked(
     ]
 
 
-@pytest.mark.slow
 def test_services_are_tried_where_the_environment_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

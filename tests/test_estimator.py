@@ -99,12 +99,12 @@ def same(one: DeepClustering, other: DeepClustering) -> None:
 def run_vitdc(*arguments: object, params: dict[str, Any], cwd: Path) -> None:
     (cwd / "params.yaml").write_text(yaml.safe_dump({**params, "tracking": {"enabled": False}}))
     program = "from vitdc.cli import main; main()"
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = ["python", "-c", program, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_path")
 def test_arrays_give_the_numbers_of_the_command_line(tmp_path: Path) -> None:
     run_vitdc("run", "--output", "run", params=toys.SMALL_PARAMS, cwd=tmp_path)
     digits = Dataset.load(tmp_path / "run" / "dataset")
@@ -128,7 +128,7 @@ def test_arrays_give_the_numbers_of_the_command_line(tmp_path: Path) -> None:
     assert {name: saved[name] for name in payload} == {name: expected[name] for name in payload}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_path")
 def test_a_folder_gives_the_bytes_of_the_command_line(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images")
     data = {"image_size": 8, "channels": 1, "test_fraction": 0.25, "num_workers": 1}
@@ -428,7 +428,6 @@ def test_it_is_a_step_of_a_pipeline(fitted: DeepClustering) -> None:
     assert first[0].gamma == 0.5
 
 
-@pytest.mark.slow
 def test_it_is_searched_over_in_processes() -> None:
     search = GridSearchCV(quick(), {"gamma": [0, 0.1]}, cv=2, n_jobs=2, error_score="raise")
     search.fit(IMAGES, LABELS)
@@ -500,7 +499,6 @@ class OfTables(DeepClustering):
         return tags
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_it_passes_the_checks_of_scikit_learn_that_apply() -> None:
     small = {"num_clusters": 2, "patch_size": 1, "embed_dim": 4, "depth": 1, "num_heads": 1}
@@ -588,7 +586,6 @@ def test_what_was_saved_does_not_depend_on_what_a_program_does_to_the_tables(
     assert contents(tmp_path / "before") == contents(tmp_path / "after")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("s3_credentials")
 def test_images_in_s3_are_those_of_the_folder(s3_server: S3Server, tmp_path: Path) -> None:
     folder, client = write_folder(tmp_path / "images"), s3_server.client()

@@ -590,7 +590,7 @@ def test_a_wheel_has_the_page_in_it(tmp_path: Path) -> None:
 def explore(*arguments: object, cache: Path) -> Iterator[subprocess.Popen[str]]:
     """`vitdc explore` as a process, which does not outlive the block."""
     program = "from vitdc.cli import main; main()"
-    command = [sys.executable, "-c", program, "explore", "--no-open", *map(str, arguments)]
+    command = ["python", "-c", program, "explore", "--no-open", *map(str, arguments)]
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
@@ -610,6 +610,7 @@ def address_of(process: subprocess.Popen[str]) -> str:
     return line.split(" at ")[1].split()[0]
 
 
+@pytest.mark.usefixtures("warm_path")
 def test_it_says_its_address_in_one_line_and_ends_by_ctrl_c(output: Path, tmp_path: Path) -> None:
     with explore(output / "results", cache=tmp_path) as process:
         assert requests.get(address_of(process), timeout=60).status_code == 200
@@ -619,6 +620,7 @@ def test_it_says_its_address_in_one_line_and_ends_by_ctrl_c(output: Path, tmp_pa
     assert (rest.strip(), errors) == ("", "")
 
 
+@pytest.mark.usefixtures("warm_path")
 def test_a_port_that_is_taken_is_refused_if_it_was_asked_for(output: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +163,7 @@ def pictures(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
+@pytest.mark.usefixtures("warm_path")
 @pytest.mark.parametrize("name", FORMATS)
 def test_its_program_predicts_files_without_vitdc(
     predictor: Predictor, exported: Callable[[str], Path], name: str, tmp_path: Path
@@ -176,7 +176,7 @@ def test_its_program_predicts_files_without_vitdc(
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     script = exported(name) / "predict.py"
-    command = [sys.executable, "-c", program, str(script), *map(str, files)]
+    command = ["python", "-c", program, str(script), *map(str, files)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -197,11 +197,12 @@ def test_its_program_quotes_every_name_that_needs_it(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == '"a\rb",1\n"c\nd, e",2\n=f,3\n'
 
 
+@pytest.mark.usefixtures("warm_path")
 def test_its_program_refuses_pixels_without_a_range(
     exported: Callable[[str], Path], tmp_path: Path
 ) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "depth.tiff")
-    command = [sys.executable, exported("safetensors") / "predict.py", tmp_path / "depth.tiff"]
+    command = ["python", exported("safetensors") / "predict.py", tmp_path / "depth.tiff"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "depth.tiff: of an unsupported kind: pixels of mode F (32 bits" in done.stderr
@@ -290,7 +291,6 @@ def test_a_results_directory_is_exported_with_the_names_of_its_clusters(
     assert found["cluster_names"] == ["", "", ""]
 
 
-@pytest.mark.slow
 def test_a_model_of_mlflow_is_exported(
     vitdc: Vitdc,
     tmp_path: Path,

@@ -62,7 +62,6 @@ def test_it_is_pushed_if_asked(repository: Path, toy_run: ToyRun) -> None:
     assert len(pushed) == 1 + len(contents(repository / "toy"))  # the listing, and every file
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["s3", "minio"])
 def test_a_model_in_an_object_store_is_imported_by_its_url(
     repository: Path,

@@ -353,7 +353,6 @@ def test_nothing_is_served_that_has_not_been_checked(overlays: dict[str, list[Ob
     assert "envFrom" not in server
 
 
-@pytest.mark.slow
 def test_what_the_check_has_read_is_served_whatever_the_registry_names_then(
     overlays: dict[str, list[Object]], toy_run: toys.ToyRun, empty_store: Path, tmp_path: Path
 ) -> None:
@@ -871,7 +870,6 @@ def make_user(objects: list[Object], url: str) -> None:
     subprocess.run(command, env=env | {"MLFLOW_TRACKING_URI": url}, check=True)
 
 
-@pytest.mark.slow
 def test_a_task_records_a_run_and_an_artifact_and_may_do_no_more(
     overlays: dict[str, list[Object]],
     mlflow_server: str,

@@ -27,7 +27,7 @@ from vitdc.scratch import alone
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("warm_path")]
 
 SMALL = {
     **SMALL_PARAMS,
@@ -38,7 +38,7 @@ SMALL = {
 }
 RESULTS = ("clusters.csv", "rounds.csv", "metrics.json", "report.html", "artifact.json")
 
-# Loaded by every Python that starts in the tests: writes down which modules a task imported.
+# Loaded by every Python that starts: writes down which modules a task imported.
 WATCH_IMPORTS = """
 import atexit, json, os, sys
 
@@ -56,7 +56,7 @@ atexit.register(tell)
 KILL_ONCE = """
 import os, sys
 
-if "--function_to_execute" in sys.argv:
+if "pretrain" in sys.argv:
     from vitdc.artifacts import checkpoint
 
     save = checkpoint.TrainingState.save
@@ -145,7 +145,7 @@ class Project(NamedTuple):
             part for part in (environment.get("PYTHONPATH"), str(ROOT)) if part
         )
         return subprocess.run(
-            [sys.executable, "-m", "pipelines", *arguments],
+            ["python", "-m", "pipelines", *arguments],
             cwd=self.directory,
             env=variables,
             capture_output=True,
@@ -167,13 +167,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def first(project: Project) -> Run:
     """A run that no epsilon stops; later runs of the module find its tasks in the cache."""
-    (project.directory / "watch").mkdir()
-    (project.directory / "watch" / "sitecustomize.py").write_text(WATCH_IMPORTS)
-    run = project.run(
-        "first",
-        PYTHONPATH=str(project.directory / "watch"),
-        IMPORTS_LOG=str(project.directory / "imports.jsonl"),
-    )
+    run = project.run("first")
     assert run.code == 0, run.printed + run.errors
     return run
 
@@ -197,7 +191,7 @@ def in_one_process(project: Path, output: Path, *overrides: str) -> Path:
     """The results of `vitdc run` with the project's parameters."""
     options = [part for each in ("tracking.enabled=false", *overrides) for part in ("-S", each)]
     subprocess.run(
-        [Path(sys.executable).with_name("vitdc"), "run", "--output", output, *options],
+        ["vitdc", "run", "--output", output, *options],
         cwd=project,
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         check=True,
@@ -248,6 +242,7 @@ def test_the_pipeline_gives_the_same_bytes_as_one_process(
         assert (first.output / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_without_labels_the_pipeline_gives_the_same_bytes_too(
     project: Project, tmp_path: Path
 ) -> None:
@@ -277,7 +272,7 @@ def test_two_runs_with_little_room_end_as_one_with_room_for_all(
 
     def run(*arguments: str) -> None:
         subprocess.run(
-            [sys.executable, "-c", RUN_WITH_ROOM, *arguments],
+            ["python", "-c", RUN_WITH_ROOM, *arguments],
             cwd=project.directory,
             env=environment,
             check=True,
@@ -354,28 +349,6 @@ def test_a_run_is_one_mlflow_run_with_every_round_once(project: Project, first: 
     assert tags["vitdc.stop_reason"] == "max-rounds"
 
 
-def test_no_task_imports_what_it_does_not_use(project: Project, first: Run) -> None:
-    lines = (project.directory / "imports.jsonl").read_text().splitlines()
-    imported: dict[str, set[str]] = {}
-    for name, modules in map(json.loads, lines):
-        imported.setdefault(name, set()).update(modules)
-    unused = {
-        "find_version": {"torch", "sklearn", "faiss", "mlflow", "matplotlib"},
-        "prepare": {"torch", "faiss", "mlflow", "matplotlib"},
-        "start_record": {"torch", "sklearn", "faiss", "matplotlib"},
-        "pretrain": {"sklearn", "faiss", "matplotlib"},  # mlflow records it while it goes on
-        "embed": {"sklearn", "faiss", "mlflow", "matplotlib"},
-        "cluster": {"torch", "mlflow", "matplotlib"},
-        "retrain": {"sklearn", "faiss", "matplotlib"},
-        "check": {"torch", "sklearn", "faiss", "matplotlib"},
-        "evaluate": set(),
-        "end_record": {"torch", "sklearn", "faiss", "matplotlib"},
-    }
-    assert set(imported) == set(unused)
-    for name, modules in unused.items():
-        assert not imported[name] & modules, name
-
-
 def test_the_kfp_ui_gets_scores_confusion_matrix_report_and_overview(
     project: Project, first: Run
 ) -> None:
@@ -418,13 +391,14 @@ def test_a_failing_task_is_named_with_its_own_error_and_recorded(tmp_path: Path)
     assert not any(text.startswith("    ") and text.strip() for text in after[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_ends_its_task_and_is_recorded(
     tmp_path: Path, number: int, code: int
 ) -> None:
     make_project(tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "run", "--output", "out", "-S", "joint.epochs=100000"],
+        ["python", "-m", "pipelines", "run", "--output", "out", "-S", "joint.epochs=100000"],
         cwd=tmp_path,
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -454,25 +428,62 @@ def test_an_interrupted_run_ends_its_task_and_is_recorded(
     assert status == "FAILED"
 
 
-def test_a_killed_training_is_tried_again_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    project = make_project(tmp_path)
-    (tmp_path / "kill").mkdir()
-    (tmp_path / "kill" / "sitecustomize.py").write_text(KILL_ONCE + RETRY_AT_ONCE)
+# --- fresh Pythons -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose tasks are no warm programs, and whose first training dies once."""
+    project = make_project(tmp_path_factory.mktemp("killed"))
+    patches = project.directory / "patches"
+    patches.mkdir()
+    (patches / "sitecustomize.py").write_text(WATCH_IMPORTS + KILL_ONCE + RETRY_AT_ONCE)
     run = project.run(
         "out",
         "convergence.max_rounds=1",
-        PYTHONPATH=str(tmp_path / "kill"),
-        KILL_MARKER=str(tmp_path / "killed"),
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PYTHONPATH=str(patches),
+        IMPORTS_LOG=str(project.directory / "imports.jsonl"),
+        KILL_MARKER=str(project.directory / "killed"),
     )
     assert run.code == 0, run.printed + run.errors
-    assert (tmp_path / "killed").exists()
-    expected = in_one_process(tmp_path, tmp_path / "expected", "convergence.max_rounds=1")
+    return run
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_tried_again_and_ends_in_the_same_bytes(killed: Run) -> None:
+    directory = killed.output.parent
+    assert (directory / "killed").exists()
+    expected = in_one_process(directory, directory / "expected", "convergence.max_rounds=1")
     for name in RESULTS:
-        assert (run.output / name).read_bytes() == (expected / name).read_bytes(), name
-    ((status, _),) = active_runs(tmp_path).values()
+        assert (killed.output / name).read_bytes() == (expected / name).read_bytes(), name
+    ((status, _),) = active_runs(directory).values()
     assert status == "FINISHED"
-    left = [path for path in (tmp_path / ".kfp" / "scratch").rglob("*") if path.is_file()]
+    left = [path for path in (directory / ".kfp" / "scratch").rglob("*") if path.is_file()]
     assert left == [], "finished work leaves no scratch"
+
+
+@pytest.mark.slow
+def test_no_task_imports_what_it_does_not_use(killed: Run) -> None:
+    lines = (killed.output.parent / "imports.jsonl").read_text().splitlines()
+    imported: dict[str, set[str]] = {}
+    for name, modules in map(json.loads, lines):
+        imported.setdefault(name, set()).update(modules)
+    unused = {
+        "find_version": {"torch", "sklearn", "faiss", "mlflow", "matplotlib"},
+        "prepare": {"torch", "faiss", "mlflow", "matplotlib"},
+        "start_record": {"torch", "sklearn", "faiss", "matplotlib"},
+        "pretrain": {"sklearn", "faiss", "matplotlib"},  # mlflow records it while it goes on
+        "embed": {"sklearn", "faiss", "mlflow", "matplotlib"},
+        "cluster": {"torch", "mlflow", "matplotlib"},
+        "retrain": {"sklearn", "faiss", "matplotlib"},
+        "check": {"torch", "sklearn", "faiss", "matplotlib"},
+        "evaluate": set(),
+        "end_record": {"torch", "sklearn", "faiss", "matplotlib"},
+    }
+    assert set(imported) == set(unused)
+    for name, modules in unused.items():
+        assert not imported[name] & modules, name
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -523,6 +534,7 @@ def test_bad_input_ends_in_one_line_that_says_what_to_do(tmp_path: Path, case: s
 # --- data by version ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_later_run_takes_the_newest_version_of_the_data_and_nothing_else(
     tmp_path: Path, write_images: Callable[..., Path]
 ) -> None:
@@ -532,11 +544,8 @@ def test_a_later_run_takes_the_newest_version_of_the_data_and_nothing_else(
     write_images(*images, folder="data/images")
 
     def git_and_dvc(*commands: str) -> None:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         for command in commands:
-            subprocess.run(
-                command.split(), cwd=tmp_path / "data", env={**os.environ, "PATH": path}, check=True
-            )
+            subprocess.run(command.split(), cwd=tmp_path / "data", check=True)
 
     git_and_dvc(
         "git init -q -b main", "git config user.email t@example.org", "git config user.name t",

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,18 +18,13 @@ import yaml
 from toys import SMALL_PARAMS
 
 ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("warm_path")]
 
 
 def call(directory: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment in `directory`."""
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     result = subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, check=False
@@ -133,7 +127,7 @@ def test_an_interrupted_repro_leaves_nothing_half_written_and_can_be_repeated(tm
     call(directory, "dvc", "repro", "pretrain")
     arguments = ("--dataset", "outputs/dataset", "--checkpoint", "outputs/pretrained")
     command = [
-        str(BIN / "vitdc"), "refine", *arguments, "--output", "outputs/rounds",
+        "vitdc", "refine", *arguments, "--output", "outputs/rounds",
         "--scratch", ".scratch", "-S", "joint.epochs=100000",
     ]  # fmt: skip
     process = subprocess.Popen(

@@ -263,6 +263,7 @@ def test_a_table_that_fails_leaves_the_old_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "text.png"]
 
 
+@pytest.mark.usefixtures("warm_path")
 def test_results_are_written_while_files_are_still_read(
     folder_run: FolderRun, tmp_path: Path
 ) -> None:
@@ -274,7 +275,7 @@ def test_results_are_written_while_files_are_still_read(
         (many / f"{index:04}.png").write_bytes(source)
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "predict", str(folder_run.results), str(many)],
+        ["python", "-c", MAIN, "predict", str(folder_run.results), str(many)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
@@ -325,12 +326,13 @@ def open_for_writing(pipe: Path) -> int:
 def in_a_process(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """`vitdc predict` in a process of its own, which runs some code before."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    command = [sys.executable, "-c", f"{code}\n{MAIN}", "predict", *map(str, arguments)]
+    command = ["python", "-c", f"{code}\n{MAIN}", "predict", *map(str, arguments)]
     return subprocess.run(
         command, stderr=subprocess.PIPE, env=environment, text=True, check=False, **options
     )
 
 
+@pytest.mark.usefixtures("warm_path")
 def test_a_full_disk_is_one_line(folder_run: FolderRun, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = in_a_process("", folder_run.results, folder_run.images, stdout=full)
@@ -533,7 +535,6 @@ def test_the_directory_of_a_run_points_to_its_results(
     assert f"did you mean {folder_run.results}?" in error
 
 
-@pytest.mark.slow
 def test_a_model_that_mlflow_does_not_have_is_one_line(
     folder_run: FolderRun, predict: Predict
 ) -> None:
@@ -572,7 +573,6 @@ class Attack:
 # --- S3 ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("s3_credentials")
 def test_images_in_s3(folder_run: FolderRun, predict: Predict, s3_server: S3Server) -> None:
     client = s3_server.client()
@@ -592,7 +592,6 @@ def test_images_in_s3(folder_run: FolderRun, predict: Predict, s3_server: S3Serv
     )
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("s3_credentials")
 def test_objects_that_the_store_does_not_give_are_skipped(
     folder_run: FolderRun,

@@ -96,7 +96,6 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return dict(json.loads(line.removeprefix("REPLAYED ")) for line in lines)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recording", [path.stem for path in RECORDINGS])
 def test_a_component_runs_on_what_a_real_kubeflow_hands_to_it(
     replayed: dict[str, str], recording: str

@@ -607,11 +607,12 @@ def test_a_decision_outlives_a_run_in_the_trash(two: MlflowClient) -> None:
     assert champion(two) == 2
 
 
+@pytest.mark.usefixtures("warm_path")
 def test_a_decision_outlives_a_run_that_is_gone_for_good(two: MlflowClient, tmp_path: Path) -> None:
     run_id = versions(two)[1].run_id
     two.delete_run(run_id)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
+    command = ["python", "-m", "mlflow", "gc", "--backend-store-uri", uri]
     subprocess.run([*command, "--tracking-uri", uri, "--run-ids", run_id], check=True)
     with pytest.raises(MlflowException, match="not found"):
         two.get_run(run_id)
@@ -763,7 +764,9 @@ def test_what_cannot_be_promoted_ends_with_one_line_and_code_2(
 
 
 @pytest.fixture(scope="module")
-def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory, warm_path: None
+) -> Iterator[str]:
     """MLflow with users, handing on the files of models. Yields its address."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / "mlflow.db")
@@ -781,11 +784,10 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     arguments = ["--app-name=basic-auth", "--backend-store-uri=sqlite:///mlflow.db"]
     arguments += [f"--artifacts-destination={folder / 'artifacts'}"]
-    with servers.mlflow_server(folder, arguments=arguments, env=env) as running:
+    with servers.mlflow_server(folder, arguments=arguments, env=env, python="python") as running:
         yield running.uri
 
 
-@pytest.mark.slow
 def test_a_server_with_users_serves_the_whole_way(
     server: str, toy_run: toys.ToyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,11 +230,13 @@ def test_a_row_is_one_image(model: tuple[str, Path], images: np.ndarray) -> None
 
 
 @pytest.fixture(scope="module")
-def service(model: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service(
+    model: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory, warm_path: None
+) -> Iterator[str]:
     """`mlflow models serve` on the registered model. Yields the address of its invocations."""
     port = servers.free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
-    command = [servers.tool("mlflow"), "models", "serve", "--model-uri", "models:/vitdc-toy/1"]
+    command = ["mlflow", "models", "serve", "--model-uri", "models:/vitdc-toy/1"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     ready = functools.partial(servers.answers, f"{url}/ping")
     folder = tmp_path_factory.mktemp("service")
@@ -247,7 +249,6 @@ def ask(url: str, request: Any, **options: Any) -> requests.Response:
     return requests.post(url, json=request, timeout=120, **options)
 
 
-@pytest.mark.slow
 def test_every_request_gets_the_answers_of_the_predictor(
     service: str, images: np.ndarray, expected: pd.DataFrame
 ) -> None:
@@ -266,7 +267,6 @@ def test_every_request_gets_the_answers_of_the_predictor(
         assert_equal(response.json()["predictions"], expected)
 
 
-@pytest.mark.slow
 def test_what_is_no_image_is_refused_and_the_server_lives_on(
     service: str, images: np.ndarray, expected: pd.DataFrame
 ) -> None:
@@ -297,7 +297,6 @@ def test_what_is_no_image_is_refused_and_the_server_lives_on(
     assert_equal(ask(service, {"inputs": [good]}).json()["predictions"], expected[:1])
 
 
-@pytest.mark.slow
 def test_no_request_of_many_at_once_is_lost_or_wrong(
     service: str, images: np.ndarray, expected: pd.DataFrame
 ) -> None:

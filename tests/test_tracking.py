@@ -753,7 +753,7 @@ def get(url: str) -> Any:
         return response.read().decode()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_path")
 def test_the_ui_serves_a_run_and_takes_one(
     store: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -763,7 +763,7 @@ def test_the_ui_serves_a_run_and_takes_one(
     arguments = [f"--backend-store-uri=sqlite:///{store}"]
     arguments += [f"--artifacts-destination={folder / 'artifacts'}"]
     env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine processes less
-    with servers.mlflow_server(folder, arguments=arguments, env=env) as mlflow:
+    with servers.mlflow_server(folder, arguments=arguments, env=env, python="python") as mlflow:
         host = mlflow.uri
         run_id = only_run(store).info.run_id
         api = f"{host}/api/2.0/mlflow"

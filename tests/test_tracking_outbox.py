@@ -611,13 +611,15 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def mlflow(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def mlflow(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory, warm_path: None
+) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("server")
     store = Path(shutil.copy(empty_store, folder / "mlflow.db"))
     arguments = [f"--backend-store-uri=sqlite:///{store}"]
     arguments += [f"--artifacts-destination={folder / 'artifacts'}"]
     env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with servers.mlflow_server(folder, arguments=arguments, env=env) as running:
+    with servers.mlflow_server(folder, arguments=arguments, env=env, python="python") as running:
         yield Served(running.server, running.uri, store)
 
 
@@ -647,7 +649,6 @@ def recorded(server: Served, run: Run, key: str) -> list[tuple[int, float]]:
         return list(connection.execute(query, (run.info.run_id, key)))
 
 
-@pytest.mark.slow
 def test_a_batch_that_is_sent_twice_is_recorded_once(served: Served) -> None:
     from mlflow.entities import Metric
 
@@ -659,7 +660,6 @@ def test_a_batch_that_is_sent_twice_is_recorded_once(served: Served) -> None:
     assert [step for step, _ in recorded(served, run, "loss")] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_run_gets_everything_once(
     served: Served, results: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -701,7 +701,7 @@ with open_tracker(params, dataset_name="digits", content_hash="1" * 64) as track
 
 def work_until(epoch: int, experiment: str) -> int:
     """A process that records and is killed in the middle; returns the last epoch it told."""
-    command = [sys.executable, "-c", WORKER, experiment]
+    command = ["python", "-c", WORKER, experiment]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout
@@ -712,7 +712,6 @@ def work_until(epoch: int, experiment: str) -> int:
         return max([int(line), *map(int, process.stdout.read().split())])
 
 
-@pytest.mark.slow
 def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: Served) -> None:
     first = work_until(50, "turns")
     run = run_in(served, "turns")
@@ -735,7 +734,6 @@ def test_client_and_server_killed_in_turn_lose_and_double_nothing(served: Served
     assert "Nothing is waiting" in CliRunner().invoke(find_command("track"), []).output
 
 
-@pytest.mark.slow
 def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
     served: Served, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -760,7 +758,6 @@ def test_a_stage_that_starts_while_the_server_is_away_goes_on_with_the_run(
     assert run.data.tags["vitdc.stop_reason"] == "converged"
 
 
-@pytest.mark.slow
 def test_a_run_that_mlflow_knows_goes_on_with_its_next_stage(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -780,7 +777,6 @@ def test_a_run_that_mlflow_knows_goes_on_with_its_next_stage(
     assert [step for step, _ in recorded(served, run, "by_round/nmi_test")] == [0, 1, 2]
 
 
-@pytest.mark.slow
 def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
     served: Served,
     toy_run: ToyRun,
@@ -828,7 +824,6 @@ def test_a_result_that_mlflow_does_not_get_is_kept_and_delivered_with_its_model(
     assert contents(model).items() >= {n: contents(Path("kept/model"))[n] for n in parts}.items()
 
 
-@pytest.mark.slow
 def test_a_run_deleted_while_it_is_recorded_is_said_once_and_kept(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -238,7 +238,6 @@ def test_a_rate_is_kept_by_as_many_images_as_it_needs_or_refused(
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not FASHION.exists() and "CI" not in os.environ,
     reason="needs Debian's package dataset-fashion-mnist",

@@ -42,10 +42,10 @@ SMALL_PARAMS = {
         "learning_rate": 0.003,
         "self_supervised": {"epochs": 2},
     },
-    "clustering": {"num_clusters": 10, "num_restarts": 2},
+    "clustering": {"num_clusters": 4, "num_restarts": 2},
     "joint": {"epochs": 1, "gamma": 0.1},
     "convergence": {"epsilon": 0.0, "max_rounds": 2},
-    "evaluation": {"map_points": 50, "gallery_size": 4},
+    "evaluation": {"map_points": 50, "gallery_size": 2},
     "compute": {"device": "cpu", "num_threads": 1},
 }
 """A params.yaml that every runner is done with in seconds."""
