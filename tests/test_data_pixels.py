@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -216,6 +218,16 @@ def test_programs_and_videos_are_no_images():
 )
 def test_a_refused_file_is_told_why(file, start):
     assert reason(file).startswith(start)
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "PPM"])
+def test_an_image_may_come_through_a_pipe(tmp_path, format_name):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as thread:
+        for file in (encoded(Image.fromarray(RAMP), format_name), b"no image"):
+            thread.submit((tmp_path / "pipe").write_bytes, file)
+            images, problems, *_ = decode_chunk([str(tmp_path / "pipe")], GREY8)
+            assert problems == ({} if len(images) else {0: "not an image of a known format"})
 
 
 # --- depth ---------------------------------------------------------------------------------------

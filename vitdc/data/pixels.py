@@ -181,6 +181,8 @@ def decode_file(file: str | bytes, pixels: Pixels) -> Found:
         Exception: Of any type that Pillow or a codec raises on a file that is not a sound image;
             `explain` says what it means.
     """
+    if isinstance(file, str) and not _can_be_read_twice(file):
+        file = Path(file).read_bytes()
     try:
         return _decode(file, pixels)
     except RefusedError:
@@ -208,7 +210,7 @@ def explain(error: Exception, file: str | bytes) -> str:
     if isinstance(error, RefusedError):
         return text
     if isinstance(error, UnidentifiedImageError):
-        return _why_unidentified(file)
+        return _why_unidentified(file if _can_be_read_twice(file) else b"")
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):
@@ -345,6 +347,11 @@ def _open(file: str | bytes) -> Image.Image:
 def _all_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is new in Pillow 11.3
+
+
+def _can_be_read_twice(file: str | bytes) -> bool:
+    """Pipes cannot."""
+    return isinstance(file, bytes) or Path(file).is_file()
 
 
 def _start(file: str | bytes) -> bytes:
