@@ -236,8 +236,8 @@ class LeftOutPages:
 
 
 def chunk_size(store: Store, pixels: Pixels) -> int:
-    """Files per task of a decoding process."""
-    return store.chunk_size if pixels.pages == "first" else 1  # of which one may have many pages
+    """Files per task of a decoding process; one where it may hold many images."""
+    return store.chunk_size if pixels.pages == "first" else 1
 
 
 def stream_images(

@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -187,16 +188,15 @@ def decode_file(file: str | bytes, pixels: Pixels) -> Found:
         return _decode(file, pixels)
     except RefusedError:
         raise
-    except Exception:
+    except Exception as error:
         if (bare := _without_metadata(file)) is None:
             raise
         try:
             return _decode(bare, pixels)
         except RefusedError:
             raise
-        except Exception:  # noqa: S110 - the first error is the one to tell
-            pass
-        raise
+        except Exception:
+            raise error from None
 
 
 def explain(error: Exception, file: str | bytes) -> str:
@@ -350,7 +350,7 @@ def _all_formats() -> tuple[str, ...]:
 
 
 def _can_be_read_twice(file: str | bytes) -> bool:
-    """Pipes cannot."""
+    """Unlike a pipe."""
     return isinstance(file, bytes) or Path(file).is_file()
 
 
@@ -511,9 +511,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _tag(image: Image.Image, number: int, default: Any = None) -> Any:
-    """The first value of a tag of a TIFF."""
-    value = getattr(image, "tag_v2", {}).get(number, default)
-    return value[0] if isinstance(value, tuple) and value else value
+    """The first value of a tag of a TIFF; the default where there is no number."""
+    try:
+        value = getattr(image, "tag_v2", {}).get(number)
+        first = value[0] if isinstance(value, tuple) else value
+    except Exception:  # metadata may hold anything
+        return default
+    return first if isinstance(first, Real) else default
 
 
 # --- depth ---------------------------------------------------------------------------------------
