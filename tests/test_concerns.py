@@ -126,7 +126,7 @@ def test_images_that_show_almost_nothing_are_counted_and_named() -> None:
     constant, faint, coarse = image_concerns(oddities, 100)
     assert constant.startswith("7 of 100 images (a, b, c, d, e ...) are constant")
     assert faint.startswith("1 of 100 images (f) are almost constant")
-    assert coarse.startswith("2 of 100 images (g, h) are of fewer than 20 levels")
+    assert coarse.startswith("2 of 100 images (g, h) are of fewer than 20 levels, unlike")
     assert image_concerns({}, 100) == []
 
 

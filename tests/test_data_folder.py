@@ -225,7 +225,7 @@ def test_dark_images_of_16_bits_come_with_the_range_to_set(write_images, caplog)
         deep = np.linspace(0, brightest, 64).astype(np.uint16).reshape(8, 8)
         Image.fromarray(deep).save(root / name)
     dataset = prepare(root, test_fraction=0)
-    assert "2 images of 16 bits have no value above 3000 of 65535" in caplog.text
+    assert "2 of 2 images of 16 bits have no value above 3000 of 65535" in caplog.text
     assert "set data.pixel_range, e.g. to [0, 4095]" in caplog.text
     assert dataset.oddities["faint"] == {"images": 2, "names": ["b.png", "c.tif"]}
     caplog.clear()

@@ -18,6 +18,8 @@ from PIL import Image
 from vitdc import DeepClustering, export, loop, steps
 from vitdc.artifacts import Checkpoint, Dataset
 from vitdc.config import DataConfig
+from vitdc.data.given import Target, open_given
+from vitdc.data.pixels import Pixels, decode
 from vitdc.inference import list_images, read_batches, wanted_pixels
 from vitdc.prediction import Predictor
 from vitdc.serving import Service, decode_images
@@ -164,6 +166,27 @@ def test_pixels_are_read_as_files_with_them(trained: Trained) -> None:
     Image.fromarray(wide).save(trained.images.parent / "wide.png")
     file = (trained.images.parent / "wide.png").read_bytes()
     np.testing.assert_array_equal(*decode_images([file, wide], pixels))
+
+
+def test_images_handed_over_in_python_become_what_files_of_them_become(tmp_path: Path) -> None:
+    config = DataConfig.parse({**UNUSUAL, "image_size": 8, "channels": 1}, where="test")
+    random = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(random.integers(0, 256, (12, 30), np.uint8)),
+        Image.fromarray(random.integers(0, 4096, (12, 30)).astype(np.uint16)),
+        Image.fromarray(random.integers(0, 256, (12, 30, 4), np.uint8)),
+    ]
+    expected = []
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+        pixels = Pixels(8, 1, **config.decoding)
+        expected.append(decode(str(tmp_path / f"{number}.png"), pixels))
+    given = open_given(pictures, config)
+    (chunk,) = given.chunks(10, Target.of(given.shape, config))
+    np.testing.assert_array_equal(chunk.images, expected)
+    stack = open_given(np.asarray(pictures[0])[None], config)
+    (chunk,) = stack.chunks(10, Target.of(stack.shape, config))
+    np.testing.assert_array_equal(chunk.images, expected[:1])
 
 
 def test_older_models_read_files_with_the_defaults(trained: Trained) -> None:

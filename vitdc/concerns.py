@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitdc.artifacts import SPLITS, Dataset
+from vitdc.data.statistics import FEW_LEVELS
 
 MAX_NAMED = 5  # clusters or classes
 IMBALANCE = 10  # from which ratio of the largest class to the smallest it is said
@@ -63,9 +64,9 @@ def image_concerns(oddities: Mapping[str, Mapping[str, Any]], num_images: int) -
     texts = {
         "constant": "constant: one colour, nothing to cluster by. Is it transparency"
         " (data.background), or what lies outside of the crop (data.fit)?",
-        "faint": "almost constant: they use fewer than 20 neighbouring levels of the 256. Is it the"
+        "faint": f"almost constant: their levels span fewer than {FEW_LEVELS} of the 256. Is it the"
         " range of deep pixels (data.pixel_range)?",
-        "coarse": "of fewer than 20 levels, unlike the others. Are they masks or drawings?",
+        "coarse": f"of fewer than {FEW_LEVELS} levels, unlike others. Are they masks or drawings?",
     }
     concerns = []
     for kind, text in texts.items():

@@ -195,13 +195,13 @@ class FileSource:
             )
         if self._left_out.num_files:
             logger.warning("%s: %s", self._store.location, self._left_out)
-        brightest = max(self._brightest, default=WHOLE_RANGE[1])
-        if brightest <= WHOLE_RANGE[1] // 2:
+        dark = [value for value in self._brightest if value <= WHOLE_RANGE[1] // 2]
+        if dark and 2 * len(dark) >= len(self._brightest):
             logger.warning(
-                "%s: %d images of 16 bits have no value above %d of %d, so they are dark; if the"
-                " camera has fewer bits, set data.pixel_range, e.g. to [0, %d]",
-                *(self._store.location, len(self._brightest), brightest, WHOLE_RANGE[1]),
-                2 ** max(brightest.bit_length(), 1) - 1,
+                "%s: %d of %d images of 16 bits have no value above %d of %d; if their camera has"
+                " fewer bits, set data.pixel_range, e.g. to [0, %d]",
+                *(self._store.location, len(dark), len(self._brightest), max(dark)),
+                *(WHOLE_RANGE[1], 2 ** max(dark).bit_length() - 1),
             )
 
     def _refuse(self, *, complete: bool) -> None:
@@ -246,8 +246,8 @@ class LeftOutPages:
 
 
 def chunk_size(store: Store, pixels: Pixels) -> int:
-    """Files per task of a decoding process."""
-    return store.chunk_size if pixels.pages == "first" else 1  # of which one may have many pages
+    """Files per task of a decoding process; one where it may hold many images."""
+    return store.chunk_size if pixels.pages == "first" else 1
 
 
 def stream_images(

@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +62,7 @@ FORMATS = {
     "XPM": (".xpm",),
     "TGA": (".tga", ".icb", ".vda", ".vst"),  # has no signature
 }
-HEIF = (".heic", ".heif", ".hif")  # of pillow-heif, which is imported for the first such file
+HEIF = (".heic", ".heif", ".hif")  # of pi-heif, which is imported for the first such file
 EXTENSIONS = (*(ending for endings in FORMATS.values() for ending in endings), *HEIF)
 PAGED = ("TIFF", "GIF", "PNG", "WEBP", "AVIF", "HEIF")  # whose frames are images of their own
 WITHOUT_ALPHA = ("BMP", "DIB", "TGA")  # if it is 0 everywhere
@@ -181,20 +182,21 @@ def decode_file(file: str | bytes, pixels: Pixels) -> Found:
         Exception: Of any type that Pillow or a codec raises on a file that is not a sound image;
             `explain` says what it means.
     """
+    if isinstance(file, str) and not _can_be_read_twice(file):
+        file = Path(file).read_bytes()
     try:
         return _decode(file, pixels)
     except RefusedError:
         raise
-    except Exception:
+    except Exception as error:
         if (bare := _without_metadata(file)) is None:
             raise
         try:
             return _decode(bare, pixels)
         except RefusedError:
             raise
-        except Exception:  # noqa: S110 - the first error is the one to tell
-            pass
-        raise
+        except Exception:
+            raise error from None
 
 
 def explain(error: Exception, file: str | bytes) -> str:
@@ -208,7 +210,7 @@ def explain(error: Exception, file: str | bytes) -> str:
     if isinstance(error, RefusedError):
         return text
     if isinstance(error, UnidentifiedImageError):
-        return _why_unidentified(file)
+        return _why_unidentified(file if _can_be_read_twice(file) else b"")
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, MemoryError):
@@ -347,6 +349,11 @@ def _all_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is new in Pillow 11.3
 
 
+def _can_be_read_twice(file: str | bytes) -> bool:
+    """Unlike a pipe."""
+    return isinstance(file, bytes) or Path(file).is_file()
+
+
 def _start(file: str | bytes) -> bytes:
     if isinstance(file, bytes):
         return file[:64]
@@ -363,10 +370,10 @@ def _is_heif(start: bytes) -> bool:
 @cache
 def _register_heif() -> None:
     try:
-        from pillow_heif import register_heif_opener
+        from pi_heif import register_heif_opener
     except ImportError:
         raise RefusedError(
-            "of an unsupported kind: HEIC needs the package pillow-heif, which is not installed"
+            "of an unsupported kind: HEIC needs the package pi-heif, which is not installed"
         ) from None
     register_heif_opener(decode_threads=1)  # files are decoded side by side
 
@@ -504,9 +511,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _tag(image: Image.Image, number: int, default: Any = None) -> Any:
-    """The first value of a tag of a TIFF."""
-    value = getattr(image, "tag_v2", {}).get(number, default)
-    return value[0] if isinstance(value, tuple) and value else value
+    """The first value of a tag of a TIFF; the default where there is no number."""
+    try:
+        value = getattr(image, "tag_v2", {}).get(number)
+        first = value[0] if isinstance(value, tuple) else value
+    except Exception:  # metadata may hold anything
+        return default
+    return first if isinstance(first, Real) else default
 
 
 # --- depth ---------------------------------------------------------------------------------------

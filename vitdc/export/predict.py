@@ -2,7 +2,7 @@
 
     python predict.py IMAGE...
 
-Needs pixels.py beside it, numpy, pillow (pillow-heif for HEIC) and what runs the model beside this
+Needs pixels.py beside it, numpy, pillow (pi-heif for HEIC) and what runs the model beside this
 file: onnxruntime for model.onnx, torch for model.pt2, torch, timm and safetensors for
 model.safetensors.
 """
