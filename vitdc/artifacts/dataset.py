@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from vitdc.artifacts.storage import (
     payload_hashes,
     read_array,
     read_metadata,
+    remove,
     writing,
 )
 from vitdc.typicality import thumbnails
@@ -66,6 +68,8 @@ class Dataset:
         path: Where it was loaded from.
         known: (N,) bool: the training images whose label may be trained on. Where the payload has
             none, all that have a label. Other labels are for the scores only.
+        copies: Of image files: `images` that are copies of another one, `tested` ones of a training
+            image, pictures in several classes (`ambiguous`). Empty if that was not looked for.
         origin: What says exactly which version of the source was read; with DVC the commit, the
             content hash, the path and the repository's URL. Empty for sources without versions.
     """
@@ -83,6 +87,7 @@ class Dataset:
     path: Path
     known: np.ndarray
     origin: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -100,6 +105,7 @@ class Dataset:
             path=path,
             known=_read_known(path, splits["train"].labels),
             origin=metadata.get("origin", {}),  # older data sets have none
+            copies=metadata.get("copies", {}),
         )
 
     @property
@@ -167,7 +173,11 @@ class DatasetWriter:
 
     def __init__(self, directory: Path, image_shape: tuple[int, int, int]) -> None:
         self.metadata: dict[str, Any] = {}
-        self._directory = directory
+        self._directory, self._image_shape = directory, image_shape
+        self._open()
+
+    def _open(self) -> None:
+        directory, image_shape = self._directory, self._image_shape
         self._images = {
             s: _GrowingArray(directory / f"{s}_images.npy", image_shape, np.uint8) for s in SPLITS
         }
@@ -215,6 +225,7 @@ class DatasetWriter:
         num_unreadable: int,
         origin: Mapping[str, str] | None = None,
         known: np.ndarray | None = None,
+        copies: Mapping[str, int] | None = None,
     ) -> None:
         """Set the Dataset's other attributes, known when the last image has been added.
 
@@ -231,13 +242,36 @@ class DatasetWriter:
             "num_unreadable": num_unreadable,
             "origin": dict(origin or {}),
         }
+        if copies:
+            self.metadata["copies"] = dict(copies)
+
+    def written(self) -> list[Split]:
+        """Both splits as far as they have been written."""
+        for array in self._arrays():
+            array.flush()
+        return [_read_split(self._directory, split) for split in SPLITS]
+
+    @contextmanager
+    def rewriting(self) -> Iterator[list[Split]]:
+        """Begin anew, and read what had been written."""
+        self.close()
+        before = self._directory / "before"
+        before.mkdir()
+        for file in [each for each in self._directory.iterdir() if each.is_file()]:
+            file.rename(before / file.name)
+        self._open()
+        yield [_read_split(before, split) for split in SPLITS]
+        remove(before)
 
     def close(self) -> None:
         """Finish all files."""
-        for arrays in (self._images, self._labels, self._thumbnails):
-            for array in arrays.values():
-                array.close()
+        for array in self._arrays():
+            array.close()
         self._index_file.close()
+
+    def _arrays(self) -> Iterator[_GrowingArray]:
+        for arrays in (self._images, self._labels, self._thumbnails):
+            yield from arrays.values()
 
 
 class _GrowingArray:
@@ -257,10 +291,16 @@ class _GrowingArray:
         self._file.write(np.ascontiguousarray(rows, self._dtype).data)
         self.num_rows += len(rows)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Correct the number of rows in the header; NumPy leaves room for it to grow in place."""
         self._file.seek(0)
         self._write_header()
+        self._file.seek(0, os.SEEK_END)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.flush()
         self._file.close()
 
     def _write_header(self) -> None:

@@ -12,6 +12,7 @@ folder, s3, dvc
 fetching    files that come over a network
 decoding    one image file -> pixels, over all cores
 labels      which labels may be trained on
+copies      images that show the same picture
 sampling    stratified, seeded split and subset
 version     what changes when the images behind a configuration do
 statistics  mean, standard deviation and content hash, streaming
@@ -19,14 +20,15 @@ statistics  mean, standard deviation and content hash, streaming
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitdc.artifacts import DatasetWriter
     from vitdc.config import DataConfig
-    from vitdc.data.sources import Source
+    from vitdc.data.sources import Batch, Source
 
 # What says where the images lie or how they are read, but not what they are.
 NOT_CONTENT = {
@@ -72,33 +74,51 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
         output: As of `write_dataset`.
     """
     from vitdc.artifacts import writing_dataset
+    from vitdc.data.files import FileSource
+    from vitdc.data.labels import KnownLabels
+
+    if source.train_labels is not None:
+        KnownLabels(config).check(source.train_labels)
+    made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
+    with writing_dataset(output, made_by, image_shape=source.image_shape) as dataset:
+        about = _write(source.batches(), dataset, source, config)
+        if isinstance(source, FileSource):
+            thumbnails = [split.thumbnails for split in dataset.written()]
+            if source.find_copies(thumbnails):
+                with dataset.rewriting() as before:
+                    batches = source.rearranged([split.images for split in before])
+                    about = _write(batches, dataset, source, config)
+            about["copies"] = source.count_copies()
+        dataset.describe(
+            name=name,
+            class_names=source.class_names,
+            num_unreadable=source.num_unreadable,
+            origin=source.origin,
+            **about,
+        )
+
+
+def _write(
+    batches: Generator[Batch], dataset: DatasetWriter, source: Source, config: DataConfig
+) -> dict[str, Any]:
+    """Write all images; returns what is known of them when the last one is there."""
     from vitdc.data.labels import KnownLabels
     from vitdc.data.statistics import ContentHash, PixelStatistics
 
-    known = KnownLabels(config)
-    if source.train_labels is not None:
-        known.check(source.train_labels)
     statistics = PixelStatistics(source.image_shape[2])
     content = ContentHash(source.image_shape)
-    made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
-    with (
-        writing_dataset(output, made_by, image_shape=source.image_shape) as dataset,
-        closing(source.batches()) as batches,
-    ):
+    known = KnownLabels(config)
+    with closing(batches):
         for batch in batches:
             dataset.append(batch.split, names=batch.names, labels=batch.labels, images=batch.images)
             content.update(batch.split, batch.images, batch.labels)
             if batch.split == "train":
                 statistics.update(batch.images)
                 known.update(batch.names, batch.labels)
-        mean, std = statistics.mean_std()
-        dataset.describe(
-            name=name,
-            class_names=source.class_names,
-            mean=mean,
-            std=std,
-            content_hash=content.hexdigest(source.class_names),
-            num_unreadable=source.num_unreadable,
-            origin=source.origin,
-            known=known.choose(),
-        )
+    mean, std = statistics.mean_std()
+    return {
+        "mean": mean,
+        "std": std,
+        "content_hash": content.hexdigest(source.class_names),
+        "known": known.choose(),
+    }
