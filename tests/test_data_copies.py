@@ -151,3 +151,14 @@ def test_pictures_without_contrast_are_copies_only_if_they_are_identical() -> No
 def test_groups_join_over_both_kinds() -> None:
     found = joined(np.array([0, 0, 1, 2, 3]), ["x", "y", "y", "z", "w"])
     assert [found.tolist().index(group) for group in found] == [0, 0, 0, 3, 4]
+
+
+def test_a_class_of_one_picture_holds_nothing_out_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = scenes(tmp_path / "images", "a/0.png", "b/0.png")
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+        shutil.copy(root / f"{name[0]}/0.png", root / name)
+    dataset = prepare(root)
+    assert len(dataset.test) == 0
+    assert "copies of each other, so nothing is held out; data.copies=anywhere" in caplog.text

@@ -83,12 +83,12 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
     with writing_dataset(output, made_by, image_shape=source.image_shape) as dataset:
         about = _write(source.batches(), dataset, source, config)
         if isinstance(source, FileSource):
-            thumbnails = [split.thumbnails for split in dataset.written()]
-            if source.find_copies(thumbnails):
+            written = source.find_copies([split.thumbnails for split in dataset.written()])
+            if source.redraw(written):
                 with dataset.rewriting() as before:
-                    batches = source.rearranged([split.images for split in before])
+                    batches = written.batches([split.images for split in before])
                     about = _write(batches, dataset, source, config)
-            about["copies"] = source.count_copies()
+            about["copies"] = written.counts()
         dataset.describe(
             name=name,
             class_names=source.class_names,

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from vitdc.data.sources import Batch
 from vitdc.typicality import thumbnails
 
 MAX_DISTANCE = 0.03
@@ -23,6 +25,7 @@ NUM_NEIGHBOURS = 5  # of an image that can be its copies; chains make a group of
 SAMPLE = 4096  # images that the components are found from
 NO_CONTRAST = 1e-4  # length of a vector that is taken for 0
 CHUNK_SIZE = 4096
+BATCH_SIZE = 64
 
 
 class Copies:
@@ -56,6 +59,55 @@ class Copies:
         near = connected_components(links, directed=False)[1]
         groups: np.ndarray = near[exact].astype(np.int64)
         return groups
+
+
+@dataclass(frozen=True)
+class Written:
+    """Images as they were written, those of the training split first.
+
+    Attributes:
+        names: (N,)
+        labels: (N,)
+        is_test: (N,) bool: on which side each is to be.
+        groups: (N,) number of its group of copies.
+        rows: (N,) its place among all images of the source, which are in the order of their names.
+    """
+
+    names: np.ndarray
+    labels: np.ndarray
+    is_test: np.ndarray
+    groups: np.ndarray
+    rows: np.ndarray
+
+    def is_across(self) -> np.ndarray:
+        """(N,) whether an image is tested and has a copy among the training images."""
+        return self.is_test & np.isin(self.groups, self.groups[~self.is_test])
+
+    def counts(self) -> dict[str, int]:
+        """As `Dataset.copies`; empty if there are none."""
+        num_groups = len(np.unique(self.groups))
+        if num_groups == len(self.groups):
+            return {}
+        classes = np.unique(np.stack([self.groups, self.labels])[:, self.labels >= 0], axis=1)
+        return {
+            "images": len(self.groups) - num_groups,
+            "tested": int(self.is_across().sum()),
+            "ambiguous": int((np.unique(classes[0], return_counts=True)[1] > 1).sum()),
+        }
+
+    def batches(self, images: Sequence[np.ndarray]) -> Generator[Batch]:
+        """Stream them, each on its side, in the order of their names.
+
+        Args:
+            images: As they were written: training images, test images.
+        """
+        order, num_train = np.argsort(self.rows), len(images[0])
+        for split, is_test in (("train", False), ("test", True)):
+            chosen = order[self.is_test[order] == is_test]
+            for start in range(0, len(chosen), BATCH_SIZE):
+                part = chosen[start : start + BATCH_SIZE]
+                pixels = [images[0][i] if i < num_train else images[1][i - num_train] for i in part]
+                yield Batch(split, self.names[part].tolist(), self.labels[part], np.stack(pixels))
 
 
 def joined(groups: np.ndarray, others: Sequence[Hashable]) -> np.ndarray:

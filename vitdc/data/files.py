@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vitdc.config import DataConfig
-from vitdc.data.copies import Copies, joined
+from vitdc.data.copies import Copies, Written, joined
 from vitdc.data.decoding import EXTENSIONS, Decoded, File, Pixels, decode_chunks, num_cores
 from vitdc.data.layout import Reading, Side, leftovers, read_folders
 from vitdc.data.sampling import split_train_test, subset
@@ -30,7 +30,6 @@ from vitdc.progress import progress_bar
 
 DEFAULT_CHANNELS = 3
 MAX_LISTED = 10  # names in a message
-REARRANGED = 64  # images at a time
 MAX_COLLECTED = 100  # unreadable images beyond the allowed ones before the rest is not tried
 
 logger = logging.getLogger(__name__)
@@ -155,73 +154,48 @@ class FileSource:
                 yield batch
         self._conclude(num_train)
 
-    def find_copies(self, thumbnails: Sequence[np.ndarray]) -> bool:
-        """Look for copies among the images that were streamed, and keep them together.
+    def find_copies(self, thumbnails: Sequence[np.ndarray]) -> Written:
+        """Look for copies among the images that were streamed.
 
         Args:
             thumbnails: Of the training and of the test images.
+        """
+        rows = np.concatenate([*self._rows["train"], *self._rows["test"]])
+        is_test = np.repeat([False, True], [len(part) for part in thumbnails])
+        groups = self._copies.groups(*thumbnails)
+        return Written(self._names[rows], self._labels[rows], is_test, groups, rows)
+
+    def redraw(self, written: Written) -> bool:
+        """Draw another split that keeps copies together, where the first one does not.
 
         Returns:
-            Whether they were on both sides of the split and another one has been drawn.
+            Whether it did; the new sides are in `written`.
         """
-        written = np.concatenate([np.concatenate([*rows, []]) for rows in self._rows.values()])
-        self._written = written.astype(np.int64)
-        self._is_test = np.repeat([False, True], [len(part) for part in thumbnails])
-        self._groups = self._copies.groups(*thumbnails)
-        given = self._layout.sides is not None or self._config.copies == "anywhere"
-        if given or not self._is_straddled().any():
+        config, layout = self._config, self._layout
+        is_given = layout.sides is not None or config.copies == "anywhere"
+        if is_given or not written.is_across().any():
             return False
-        order = np.argsort(self._written)  # by name
-        names, labels = self._written[order], self._labels[self._written[order]]
-        groups = self._groups[order]
-        if self._layout.groups is not None:
-            groups = joined(groups, [self._layout.groups[index] for index in names])
-        limited = self._config.max_train or self._config.max_test
+        order = np.argsort(written.rows)  # by name
+        groups = written.groups[order]
+        if layout.groups is not None:
+            groups = joined(groups, [layout.groups[row] for row in written.rows[order]])
+        limited = config.max_train or config.max_test
         _, test = split_train_test(
-            self._names[names].tolist(),
-            labels,
-            test_fraction=float(self._is_test.mean()) if limited else self._config.test_fraction,
-            seed=self._config.seed,
+            written.names[order].tolist(),
+            written.labels[order],
+            test_fraction=float(written.is_test.mean()) if limited else config.test_fraction,
+            seed=config.seed,
             groups=groups.tolist(),
         )
-        self._is_test[:] = False
-        self._is_test[order[test]] = True
+        written.is_test[:] = False
+        written.is_test[order[test]] = True
+        if not len(test):
+            logger.warning(
+                "%s: the images of a class are all copies of each other, so nothing is held out;"
+                " data.copies=anywhere would do it",
+                self._store.location,
+            )
         return True
-
-    def rearranged(self, images: Sequence[np.ndarray]) -> Generator[Batch]:
-        """Stream the images again, in the split that keeps copies together.
-
-        Args:
-            images: What was streamed: the training and the test images.
-        """
-        order = np.argsort(self._written)
-        num_train = len(images[0])
-        for split, is_test in (("train", False), ("test", True)):
-            rows = order[self._is_test[order] == is_test]
-            for start in range(0, len(rows), REARRANGED):
-                part = rows[start : start + REARRANGED]
-                pixels = np.stack(
-                    [images[0][r] if r < num_train else images[1][r - num_train] for r in part]
-                )
-                indices = self._written[part]
-                yield Batch(split, self._names[indices].tolist(), self._labels[indices], pixels)
-
-    def count_copies(self) -> dict[str, int]:
-        """As `Dataset.copies`; empty if there are none."""
-        num_groups = len(np.unique(self._groups))
-        if num_groups == len(self._groups):
-            return {}
-        labels = self._labels[self._written]
-        pairs = np.unique(np.stack([self._groups, labels])[:, labels >= 0], axis=1)
-        return {
-            "images": len(self._groups) - num_groups,
-            "tested": int(self._is_straddled().sum()),
-            "ambiguous": int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()),
-        }
-
-    def _is_straddled(self) -> np.ndarray:
-        """Whether each image is tested and has a copy among the training images."""
-        return self._is_test & np.isin(self._groups, self._groups[~self._is_test])
 
     def _decode(self, chunks: list[np.ndarray]) -> Generator[Decoded]:
         names = self._names[np.concatenate(chunks)].tolist()
