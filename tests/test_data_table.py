@@ -126,7 +126,8 @@ def test_what_is_wrong_is_named_with_its_line(root, text, message):
 
 
 def test_a_table_that_is_not_there_is_named(root):
-    with pytest.raises(InputError, match=r"data.labels_file: x.csv: No such file .*images/x.csv"):
+    message = r"data.labels_file: x.csv: No such file .*images/x.csv; its path is relative"
+    with pytest.raises(InputError, match=message):
         steps.prepare(data=config(root, labels_file="x.csv"), output=root.with_name("dataset"))
 
 

@@ -17,6 +17,7 @@ IMBALANCE = 10  # from which ratio of the largest class to the smallest it is sa
 def data_concerns(dataset: Dataset) -> list[str]:
     """What is odd about prepared images and their classes."""
     concerns = image_concerns(dataset.oddities, dataset.num_images)
+    concerns += _copy_concerns(dataset.copies)
     counts = np.bincount(dataset.train.labels[dataset.train.labels >= 0])
     present = np.flatnonzero(counts)
     names = dataset.class_names
@@ -39,6 +40,22 @@ def data_concerns(dataset: Dataset) -> list[str]:
                 " count alike."
             )
     return concerns
+
+
+def _copy_concerns(copies: Mapping[str, int]) -> list[str]:
+    if not copies:
+        return []
+    text = f"{copies['images']} images are copies of others, identical or nearly so"
+    if copies["tested"]:
+        text += (
+            f"; {copies['tested']} test images have one among the training images, which flatters"
+            " the test scores. data.split=random with data.copies=together keeps them together."
+        )
+    else:
+        text += ", on the same side of the split."
+    if copies["ambiguous"]:
+        text += f" {copies['ambiguous']} pictures are in more than one class."
+    return [text]
 
 
 def result_concerns(found: Mapping[str, Any], sizes: np.ndarray) -> list[str]:

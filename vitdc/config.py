@@ -153,6 +153,9 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.2
     """Share held out for testing, stratified by label, where a source has no split of its own;
     0 holds nothing out."""
+    copies: Literal["together", "anywhere"] = "together"
+    """Where copies of an image go, identical or nearly so, when a split of image files is drawn:
+    `together` to one side of it, `anywhere` as chance has it. They are counted either way."""
     max_train: PositiveInt | None = None
     """Keep at most this many training images, stratified by label; null keeps all."""
     max_test: PositiveInt | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from vitdc.artifacts.storage import (
     read_array,
     read_csv,
     read_metadata,
+    remove,
     writing,
 )
 from vitdc.typicality import thumbnails
@@ -71,6 +73,8 @@ class Dataset:
         path: Where it was loaded from.
         known: (N,) bool: the training images whose label may be trained on. Where the payload has
             none, all that have a label. Other labels are for the scores only.
+        copies: Of image files: `images` that are copies of another one, `tested` ones of a training
+            image, pictures in several classes (`ambiguous`). Empty if that was not looked for.
         origin: What says exactly which version of the source was read; with DVC the commit, the
             content hash, the path and the repository's URL. Empty for sources without versions.
         decoding: `DataConfig.decoding` it was made with; new images are read in the same way.
@@ -94,6 +98,7 @@ class Dataset:
     origin: Mapping[str, str] = field(default_factory=dict)
     decoding: Mapping[str, Any] = field(default_factory=dict)
     oddities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -114,6 +119,7 @@ class Dataset:
             origin=metadata.get("origin", {}),
             decoding=metadata.get("decoding", {}),
             oddities=metadata.get("oddities", {}),
+            copies=metadata.get("copies", {}),
         )
 
     @property
@@ -220,6 +226,10 @@ class DatasetWriter:
     ) -> None:
         self.metadata: dict[str, Any] = {}
         self._directory, self._image_shape, self._files = directory, image_shape, files
+        self._open()
+
+    def _open(self) -> None:
+        directory, image_shape, files = self._directory, self._image_shape, self._files
         small = thumbnails(np.empty((1, *image_shape), np.uint8)).shape[1:]
         self._labels = self._arrays("labels", (), np.int64)
         self._images = {} if files else self._arrays("images", image_shape, np.uint8)
@@ -272,6 +282,7 @@ class DatasetWriter:
         decoding: Mapping[str, Any] | None = None,
         oddities: Mapping[str, Mapping[str, Any]] | None = None,
         known: np.ndarray | None = None,
+        copies: Mapping[str, int] | None = None,
     ) -> None:
         """Set the Dataset's other attributes, known when the last image has been added.
 
@@ -290,15 +301,39 @@ class DatasetWriter:
             "decoding": dict(decoding or {}),
             "oddities": dict(oddities or {}),
         }
+        if copies:
+            self.metadata["copies"] = dict(copies)
         if self._files is not None:
             self.metadata["files"] = dict(self._files)
 
+    def written(self) -> list[Split]:
+        """Both splits as far as they have been written."""
+        for array in self._all_arrays():
+            array.flush()
+        self._index_file.flush()
+        return [_read_split(self._directory, split, self._files) for split in SPLITS]
+
+    @contextmanager
+    def rewriting(self) -> Iterator[list[Split]]:
+        """Begin anew, and read what had been written."""
+        self.close()
+        before = self._directory / "before"
+        before.mkdir()
+        for file in [each for each in self._directory.iterdir() if each.is_file()]:
+            file.rename(before / file.name)
+        self._open()
+        yield [_read_split(before, split, self._files) for split in SPLITS]
+        remove(before)
+
     def close(self) -> None:
         """Finish all files."""
-        for arrays in (self._images, self._digests, self._labels, self._thumbnails):
-            for array in arrays.values():
-                array.close()
+        for array in self._all_arrays():
+            array.close()
         self._index_file.close()
+
+    def _all_arrays(self) -> Iterator[_GrowingArray]:
+        for arrays in (self._images, self._digests, self._labels, self._thumbnails):
+            yield from arrays.values()
 
 
 class _GrowingArray:
@@ -318,10 +353,16 @@ class _GrowingArray:
         self._file.write(np.ascontiguousarray(rows, self._dtype).data)
         self.num_rows += len(rows)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Correct the number of rows in the header; NumPy leaves room for it to grow in place."""
         self._file.seek(0)
         self._write_header()
+        self._file.seek(0, os.SEEK_END)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.flush()
         self._file.close()
 
     def _write_header(self) -> None:

@@ -13,6 +13,7 @@ fetching    files that come over a network
 pixels      one image file -> pixels
 decoding    the same for many files, over all cores
 labels      which labels may be trained on
+copies      images that show the same picture
 sampling    stratified, seeded split and subset
 version     what changes when the images behind a configuration do
 streaming   images that are decoded again whenever they are read
@@ -21,14 +22,15 @@ statistics  mean, standard deviation, oddities and content hash, streaming
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitdc.artifacts import DatasetWriter
     from vitdc.config import DataConfig
-    from vitdc.data.sources import Source
+    from vitdc.data.sources import Batch, Source
 
 # What says where the images lie or how they are read, but not what they are.
 NOT_CONTENT = {
@@ -78,25 +80,48 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
         output: As of `write_dataset`.
     """
     from vitdc.artifacts import writing_dataset
+    from vitdc.data.files import FileSource
     from vitdc.data.labels import KnownLabels
-    from vitdc.data.statistics import ContentHash, Oddities, PixelStatistics, histograms
     from vitdc.data.streaming import located
 
-    known = KnownLabels(config)
     if source.train_labels is not None:
-        known.check(source.train_labels)
+        KnownLabels(config).check(source.train_labels)
+    made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
+    with writing_dataset(
+        output,
+        made_by,
+        image_shape=source.image_shape,
+        files=None if config.keep_decoded else located(config),
+    ) as dataset:
+        about = _write(source.batches(), dataset, source, config)
+        if isinstance(source, FileSource):
+            written = source.find_copies([split.thumbnails for split in dataset.written()])
+            if source.redraw(written):
+                with dataset.rewriting() as before:
+                    batches = written.batches([split.images for split in before])
+                    about = _write(batches, dataset, source, config)
+            about["copies"] = written.counts()
+        dataset.describe(
+            name=name,
+            class_names=source.class_names,
+            num_unreadable=source.num_unreadable,
+            origin=source.origin,
+            decoding=config.decoding,
+            **about,
+        )
+
+
+def _write(
+    batches: Generator[Batch], dataset: DatasetWriter, source: Source, config: DataConfig
+) -> dict[str, Any]:
+    """Write all images; returns what is known of them when the last one is there."""
+    from vitdc.data.labels import KnownLabels
+    from vitdc.data.statistics import ContentHash, Oddities, PixelStatistics, histograms
+
     statistics = PixelStatistics(source.image_shape[2])
     content, oddities = ContentHash(source.image_shape), Oddities()
-    made_by = {"step": "prepare", "data": config.model_dump(exclude=NOT_CONTENT)}
-    with (
-        writing_dataset(
-            output,
-            made_by,
-            image_shape=source.image_shape,
-            files=None if config.keep_decoded else located(config),
-        ) as dataset,
-        closing(source.batches()) as batches,
-    ):
+    known = KnownLabels(config)
+    with closing(batches):
         for batch in batches:
             dataset.append(batch.split, names=batch.names, labels=batch.labels, images=batch.images)
             content.update(batch.split, batch.images, batch.labels)
@@ -105,16 +130,11 @@ def write_source(source: Source, config: DataConfig, *, name: str, output: Path)
             if batch.split == "train":
                 statistics.update(levels)
                 known.update(batch.names, batch.labels)
-        mean, std = statistics.mean_std()
-        dataset.describe(
-            name=name,
-            class_names=source.class_names,
-            mean=mean,
-            std=std,
-            content_hash=content.hexdigest(source.class_names),
-            num_unreadable=source.num_unreadable,
-            origin=source.origin,
-            decoding=config.decoding,
-            oddities=oddities.found(),
-            known=known.choose(),
-        )
+    mean, std = statistics.mean_std()
+    return {
+        "mean": mean,
+        "std": std,
+        "content_hash": content.hexdigest(source.class_names),
+        "oddities": oddities.found(),
+        "known": known.choose(),
+    }

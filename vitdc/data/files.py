@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vitdc.config import DataConfig
+from vitdc.data.copies import Copies, Written, joined
 from vitdc.data.decoding import Decoded, File, decode_chunks, num_cores
 from vitdc.data.layout import Reading, Side, leftovers, read_folders
 from vitdc.data.pixels import EXTENSIONS, WHOLE_RANGE, Pixels
@@ -115,6 +116,9 @@ class FileSource:
         self._unreadable: list[tuple[str, str]] = []
         self._left_out = LeftOutPages()
         self._brightest: list[int] = []
+        self._layout, self._copies = layout, Copies()
+        self._rows: dict[str, list[np.ndarray]] = {split: [] for split in self._chosen}
+        self._written: list[str] = []  # names of images; those of training come first
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -158,6 +162,52 @@ class FileSource:
                 yield batch
         self._conclude(num_train)
 
+    def find_copies(self, thumbnails: Sequence[np.ndarray]) -> Written:
+        """Look for copies among the images that were streamed.
+
+        Args:
+            thumbnails: Of the training and of the test images.
+        """
+        rows = np.concatenate([*self._rows["train"], *self._rows["test"]])
+        is_test = np.repeat([False, True], [len(part) for part in thumbnails])
+        groups = self._copies.groups(*thumbnails)
+        names = np.array(self._written, dtype=object)
+        return Written(names, self._labels[rows], is_test, groups, rows)
+
+    def redraw(self, written: Written) -> bool:
+        """Draw another split that keeps copies together, where the first one does not.
+
+        Returns:
+            Whether it did; the new sides are in `written`.
+        """
+        config, layout = self._config, self._layout
+        is_given = layout.sides is not None or config.copies == "anywhere"
+        if is_given or not written.is_across().any():
+            return False
+        order = np.argsort(written.rows, kind="stable")  # by name
+        groups = written.groups[order]
+        if layout.groups is not None:
+            groups = joined(groups, [layout.groups[row] for row in written.rows[order]])
+        if config.pages == "all":
+            groups = joined(groups, written.rows[order].tolist())  # pages of one file
+        limited = config.max_train or config.max_test
+        _, test = split_train_test(
+            written.names[order].tolist(),
+            written.labels[order],
+            test_fraction=float(written.is_test.mean()) if limited else config.test_fraction,
+            seed=config.seed,
+            groups=groups.tolist(),
+        )
+        written.is_test[:] = False
+        written.is_test[order[test]] = True
+        if not len(test):
+            logger.warning(
+                "%s: the images of a class are all copies of each other, so nothing is held out;"
+                " data.copies=anywhere would do it",
+                self._store.location,
+            )
+        return True
+
     def _decode(self, chunks: list[np.ndarray]) -> Generator[Decoded]:
         names = self._names[np.concatenate(chunks)].tolist()
         num_workers = min(self._config.num_workers or num_cores(), len(chunks))
@@ -175,8 +225,12 @@ class FileSource:
         if self.num_unreadable > self._config.max_unreadable + MAX_COLLECTED:
             self._refuse(complete=False)
         sources = decoded.sources(names)
-        labels = self._labels[indices[[position for position, _ in sources]]]
-        return Batch(split, [name for _, name in sources], labels, decoded.images)
+        rows = indices[[position for position, _ in sources]]
+        written = [name for _, name in sources]
+        self._rows[split].append(rows)
+        self._written += written
+        self._copies.update(decoded.images)
+        return Batch(split, written, self._labels[rows], decoded.images)
 
     def _conclude(self, num_train: int) -> None:
         if self.num_unreadable > self._config.max_unreadable:

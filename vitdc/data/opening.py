@@ -55,7 +55,7 @@ def check_no_files(config: DataConfig, source: str) -> None:
     Raises:
         InputError: It is asked for.
     """
-    for name in ("labels_file", "split"):
+    for name in ("labels_file", "split", "copies"):
         if getattr(config, name) != DataConfig.model_fields[name].default:
             raise InputError(
                 f"data.{name}: {getattr(config, name)}, but only image files ({FOLDER}, {DVC},"

@@ -161,7 +161,9 @@ def _read(place: Place, labels_file: str, where: str) -> str:
         raw = content if isinstance(content, bytes) else Path(content).read_bytes()
         return raw.decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"{where}: {error.strerror}: {content!r}") from None
+        raise InputError(
+            f"{where}: {error.strerror}: {error.filename}; its path is relative to {place.location}"
+        ) from None
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise InputError(f"{where}: line {line} is not UTF-8; save it as CSV in UTF-8") from None
