@@ -63,16 +63,13 @@ def command(
     most = params.convergence.max_rounds
     height, width, channels = source.image_shape
     click.echo(f"{num_train} training and {num_test} test images of {height}x{width}x{channels}")
-    for name, first, last, there in (
-        ("time", estimate.duration(needs.seconds(1)), estimate.duration(needs.seconds(most)), ""),
-        (
-            "disk",
-            estimate.size(needs.disk(1)),
-            estimate.size(needs.disk(most)),
-            f"; {estimate.size(estimate.free_disk(output))} are free",
-        ),
-    ):
-        click.echo(f"{name:>7}: about {first} with 1 round, {last} with {most}{there}")
+    numbers = sorted({1, most})
+    seconds = [f"{estimate.duration(needs.seconds(n))} with {n}" for n in numbers]
+    disk = [f"{estimate.size(needs.disk(n))} with {n}" for n in numbers]
+    plural = "rounds" if most > 1 else "round"
+    free = estimate.size(estimate.free_disk(output))
+    click.echo(f"   time: about {' to '.join(seconds)} {plural}")
+    click.echo(f"   disk: about {' to '.join(disk)} {plural}; {free} are free")
     total = estimate.size(estimate.total_memory())
     click.echo(f" memory: about {estimate.size(needs.memory)}; this machine has {total}")
     click.echo("not counted: reading and decoding images, k-means or UMAP, the evaluation")
