@@ -174,10 +174,10 @@ def check_room(
     Raises:
         InputError: The prepared images and one round need more than there is.
     """
-    sizes = disk_needs(
+    prepared, per_round, other = disk_needs(
         image_shape, num_images=num_images, embedding_dim=embedding_dim, model_bytes=model_bytes
     )
-    disk, free = sum(sizes), free_disk(output)
+    disk, free = prepared + (per_round + other if embedding_dim else 0), free_disk(output)
     if disk > free:
         raise InputError(
             f"{output}: {num_images:,} images of {_by(image_shape)} need at least {size(disk)} on"
