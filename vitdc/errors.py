@@ -59,7 +59,8 @@ def _disk_trouble(error: Exception) -> int | None:
     text = str(error)
     if _FULL.search(text):
         return errno.ENOSPC
-    return next((number for number in _ADVICE if os.strerror(number) in text), None)
+    said = (number for number in _ADVICE if number != errno.EFBIG and os.strerror(number) in text)
+    return next(said, None)
 
 
 def exit_code(error: InputError | TrainingError) -> int:
