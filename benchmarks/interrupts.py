@@ -62,7 +62,9 @@ CASES: Mapping[str, Case] = {
     "run": Case(["vitdc", "run", "--output", "o", *SMALL, *UNRECORDED], ["o"]),
     "first": Case(["vitdc", "run", "--output", "o", *SMALL], ["o"]),
     "dvc": Case(["dvc", "repro", "--quiet"], ["outputs", "results"]),
-    "pipeline": Case([PYTHON, "-m", "pipelines", "run", *SMALL, *UNRECORDED], ["results"]),
+    "pipeline": Case(
+        [PYTHON, "-m", "pipelines", "run", "--output", "results", *SMALL, *UNRECORDED], ["results"]
+    ),
 }
 
 

@@ -110,8 +110,8 @@ def test_a_full_disk_is_one_line_and_the_older_artifact_stays(
     with pytest.raises(TrainingError) as caught:
         WRITE[what](path)
     assert str(caught.value) == (
-        f"{path}: cannot be written: No space left on device; free some space there, or write to"
-        " another disk, and run the same command again"
+        f"{path}: cannot be written: No space left on device; free some space there and run the"
+        " same command again, or write to another disk"
     )
     assert contents(path.parent) == before
 
@@ -135,7 +135,7 @@ def test_a_mapped_array_has_its_space_before_it_is_written(tmp_path: Path) -> No
     ("number", "advice"),
     [
         (errno.ENOSPC, "free some space"),
-        (errno.EDQUOT, "delete something of yours"),
+        (errno.EDQUOT, "delete files of yours"),
         (errno.EROFS, "write elsewhere"),
         (errno.EFBIG, "raise the limit (ulimit -f)"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,17 @@ def test_estimate_scales_with_the_number_of_images(tmp_path: Path) -> None:
     assert many.seconds(1) > 100 * few.seconds(1)
     assert many.memory > few.memory
     assert few.disk(3) - few.disk(2) == few.round_disk
+
+
+def test_the_command_says_time_disk_memory_and_what_is_left_out(tmp_path: Path) -> None:
+    make_params(tmp_path)
+    options = [part for knob in (*SMALL, "data.max_train=90") for part in ("-S", knob)]
+    options += ["--params", str(tmp_path / "params.yaml"), "--images", "1000"]
+    done = CliRunner().invoke(cli.cli, ["estimate", *options])
+    first, *lines = done.output.splitlines()
+    assert first.endswith("test images of 8x8x1")
+    assert sum(map(int, re.findall(r"\b\d+(?= t)", first))) == 1000
+    assert [line.split(":")[0].strip() for line in lines] == [
+        *("time", "disk", "memory", "not counted")
+    ]
+    assert re.fullmatch(r" +time: about \d+ \w+ with 1 to .* with 10 rounds", lines[0])

@@ -12,9 +12,9 @@ from typing import NoReturn
 from vitdc.names import printable
 
 _ADVICE = {
-    errno.ENOSPC: "free some space there, or write to another disk",
-    errno.EDQUOT: "delete something of yours there, or write elsewhere",
-    errno.EFBIG: "raise the limit (ulimit -f), or write elsewhere",
+    errno.ENOSPC: "free some space there and run the same command again, or write to another disk",
+    errno.EDQUOT: "delete files of yours there and run the same command again, or write elsewhere",
+    errno.EFBIG: "raise the limit (ulimit -f) and run the same command again, or write elsewhere",
     errno.EROFS: "write elsewhere",
 }
 _FULL = re.compile(r"database or disk is full|\d+ requested and \d+ written")  # of SQLite, NumPy
@@ -56,8 +56,7 @@ def explaining_disk(path: os.PathLike[str] | None = None) -> Iterator[None]:
         named = getattr(error, "filename2", None) or getattr(error, "filename", None)
         place = path or named or "a file"
         raise TrainingError(
-            f"{place}: cannot be written: {os.strerror(number)}; {_ADVICE[number]}, and run the"
-            " same command again"
+            f"{place}: cannot be written: {os.strerror(number)}; {_ADVICE[number]}"
         ) from error
 
 
@@ -68,7 +67,8 @@ def _disk_trouble(error: Exception) -> int | None:
     text = str(error)
     if _FULL.search(text):
         return errno.ENOSPC
-    return next((number for number in _ADVICE if os.strerror(number) in text), None)
+    said = (number for number in _ADVICE if number != errno.EFBIG and os.strerror(number) in text)
+    return next(said, None)
 
 
 def exit_code(error: InputError | TrainingError) -> int:

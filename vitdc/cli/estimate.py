@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,16 +26,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Number of images, training and test; by default those of `data`.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    metavar="DIR",
-    help="Where the run would write, for the space that is free there; by default here.",
-)
-def command(
-    num_images: int | None, output: Path, params_file: Path, overrides: tuple[str, ...]
-) -> None:
+def command(num_images: int | None, params_file: Path, overrides: tuple[str, ...]) -> None:
     """Say how many seconds, and how much memory and disk, a run takes on this machine.
 
     The configured model is trained for a few steps on synthetic images, and the rest is
@@ -63,16 +55,13 @@ def command(
     most = params.convergence.max_rounds
     height, width, channels = source.image_shape
     click.echo(f"{num_train} training and {num_test} test images of {height}x{width}x{channels}")
-    for name, first, last, there in (
-        ("time", estimate.duration(needs.seconds(1)), estimate.duration(needs.seconds(most)), ""),
-        (
-            "disk",
-            estimate.size(needs.disk(1)),
-            estimate.size(needs.disk(most)),
-            f"; {estimate.size(estimate.free_disk(output))} are free",
-        ),
-    ):
-        click.echo(f"{name:>7}: about {first} with 1 round, {last} with {most}{there}")
+    numbers = sorted({1, most})
+    seconds = [f"{estimate.duration(needs.seconds(n))} with {n}" for n in numbers]
+    disk = [f"{estimate.size(needs.disk(n))} with {n}" for n in numbers]
+    plural = "rounds" if most > 1 else "round"
+    free = estimate.size(shutil.disk_usage(".").free)
+    click.echo(f"   time: about {' to '.join(seconds)} {plural}")
+    click.echo(f"   disk: about {' to '.join(disk)} {plural}; {free} are free here")
     total = estimate.size(estimate.total_memory())
     click.echo(f" memory: about {estimate.size(needs.memory)}; this machine has {total}")
     click.echo("not counted: reading and decoding images, k-means or UMAP, the evaluation")
