@@ -97,10 +97,12 @@ def test_images_that_do_not_fit_on_the_disk_are_refused(
         estimate.check_room(tmp_path / "out", (224, 224, 3), num_images=10_000)
     assert str(caught.value) == (
         f"{tmp_path}/out: 10,000 images of 224 x 224 x 3 need at least 1.5 GB on disk, and 1.4 GB"
-        " are free there; write to another disk, or take a smaller data.image_size or"
-        " data.max_train"
+        " are free there; write to another disk, take a smaller data.image_size or"
+        " data.max_train, or data.keep_decoded=false"
     )
     estimate.check_room(tmp_path / "out", (224, 224, 3), num_images=9_000)
+    large = {"num_images": 1_000_000, "keep_decoded": False}
+    estimate.check_room(tmp_path / "out", (224, 224, 3), **large)
 
 
 def test_embeddings_that_do_not_fit_into_the_memory_are_refused(

@@ -31,6 +31,7 @@ FORECAST_STEPS = 10
 WORTH_SAYING = 60  # seconds
 COPIES_IN_MEMORY = 3  # of all embeddings, while they are clustered and judged
 BATCHES = 12  # of synthetic images per epoch; the first of two epochs is no measure
+DIGEST_BYTES = 8  # of an image that stays in its file
 LABEL_BYTES = 60  # of an image: label and line of index.csv
 ROUND_BYTES = 28  # of an image: cluster, class, distance, atypicality, cross-entropy
 CHECKPOINTS = 5  # as large as one: round 0, its copy, the optimizer's two moments, the result
@@ -136,17 +137,27 @@ class Needs(NamedTuple):
 
 
 def disk_needs(
-    image_shape: tuple[int, int, int], *, num_images: int, embedding_dim: int, model_bytes: int
+    image_shape: tuple[int, int, int],
+    *,
+    num_images: int,
+    embedding_dim: int,
+    model_bytes: int,
+    frozen_bytes: int = 0,
+    keep_decoded: bool = True,
 ) -> tuple[int, int, int]:
-    """Bytes of the prepared images, of one round, and of all else."""
+    """Bytes of the prepared images, of one round, and of all else.
+
+    The arguments are those of `check_room`.
+    """
     from vitdc.typicality import thumbnails
 
     small = thumbnails(np.empty((1, *image_shape), np.uint8))[0]
     kept = 0 if small.shape == image_shape else small.nbytes
-    prepared = num_images * (math.prod(image_shape) + kept + LABEL_BYTES)
+    pixels = math.prod(image_shape) if keep_decoded else DIGEST_BYTES
+    prepared = num_images * (pixels + kept + LABEL_BYTES)
     whitening = 4 * (embedding_dim + small.size) ** 2  # of the typicality
     per_round = model_bytes + num_images * (4 * embedding_dim + ROUND_BYTES) + whitening
-    return prepared, per_round, CHECKPOINTS * model_bytes
+    return prepared, per_round, CHECKPOINTS * model_bytes + frozen_bytes
 
 
 def memory_needs(*, num_images: int, embedding_dim: int) -> int:
@@ -161,6 +172,8 @@ def check_room(
     num_images: int,
     embedding_dim: int = 0,
     model_bytes: int = 0,
+    frozen_bytes: int = 0,
+    keep_decoded: bool = True,
 ) -> None:
     """Refuse images that certainly do not fit on the disk or in the memory.
 
@@ -169,20 +182,27 @@ def check_room(
         image_shape: (H, W, C) of the prepared images.
         num_images: Training images.
         embedding_dim: 0 where the images are only prepared.
-        model_bytes: Size of the model, likewise.
+        model_bytes: Size of what every round has of the model, likewise.
+        frozen_bytes: Size of a frozen backbone, which all rounds share.
+        keep_decoded: As in the `data` section.
 
     Raises:
         InputError: The prepared images and one round need more than there is.
     """
     prepared, per_round, other = disk_needs(
-        image_shape, num_images=num_images, embedding_dim=embedding_dim, model_bytes=model_bytes
+        image_shape,
+        num_images=num_images,
+        embedding_dim=embedding_dim,
+        model_bytes=model_bytes,
+        frozen_bytes=frozen_bytes,
+        keep_decoded=keep_decoded,
     )
     disk, free = prepared + (per_round + other if embedding_dim else 0), free_disk(output)
     if disk > free:
         raise InputError(
             f"{output}: {num_images:,} images of {_by(image_shape)} need at least {size(disk)} on"
-            f" disk, and {size(free)} are free there; write to another disk, or take a smaller"
-            " data.image_size or data.max_train"
+            f" disk, and {size(free)} are free there; write to another disk, take a smaller"
+            " data.image_size or data.max_train, or data.keep_decoded=false"
         )
     memory = memory_needs(num_images=num_images, embedding_dim=embedding_dim)
     if memory > (total := total_memory()):
@@ -271,6 +291,7 @@ def measure(
                 dataset=dataset, checkpoint=checkpoint, compute=params.compute, output=embeddings
             )
             embedding = (time.perf_counter() - started) / num_timed * num_images
+        frozen = sum(file.stat().st_size for file in checkpoint.glob("backbone.safetensors"))
         model_bytes = (checkpoint / "model.safetensors").stat().st_size
         embedding_dim = Embeddings.load(embeddings).train.embedding.shape[1]
     epoch = num_train / speed.images_per_second
@@ -283,6 +304,8 @@ def measure(
             num_images=num_images,
             embedding_dim=embedding_dim,
             model_bytes=model_bytes,
+            frozen_bytes=frozen,
+            keep_decoded=params.data.keep_decoded,
         ),
     )
 

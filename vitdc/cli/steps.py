@@ -187,12 +187,16 @@ def check_source(params: Params, source: Source, *, output: Path, with_model: bo
 
         model = check_model(params.model, image_shape=source.image_shape)
         if known is not None:
+            weights = {name: each.nbytes for name, each in model.state_dict().items()}
+            frozen = sum(weights[name] for name in model.backbone_names() if model.is_frozen)
             check_room(
                 output,
                 source.image_shape,
                 num_images=len(known),
                 embedding_dim=model.embedding_dim,
-                model_bytes=sum(each.nbytes for each in model.state_dict().values()),
+                model_bytes=sum(weights.values()) - frozen,
+                frozen_bytes=frozen,
+                keep_decoded=params.data.keep_decoded,
             )
 
 

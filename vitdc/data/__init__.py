@@ -64,7 +64,12 @@ def write_dataset(
 
     source = open_source(config)
     if source.train_labels is not None:
-        check_room(output, source.image_shape, num_images=len(source.train_labels))
+        check_room(
+            output,
+            source.image_shape,
+            num_images=len(source.train_labels),
+            keep_decoded=config.keep_decoded,
+        )
     if on_listed:
         on_listed(source)
     write_source(source, config, name=config.source, output=output)
