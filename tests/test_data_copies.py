@@ -162,3 +162,17 @@ def test_a_class_of_one_picture_holds_nothing_out_and_that_is_said(
     dataset = prepare(root)
     assert len(dataset.test) == 0
     assert "copies of each other, so nothing is held out; data.copies=anywhere" in caplog.text
+
+
+@pytest.mark.parametrize("keep_decoded", [True, False])
+def test_limits_hold_where_copies_are_put_together(tmp_path: Path, keep_decoded: bool) -> None:
+    root = scenes(tmp_path / "images", *NAMES)
+    for name in NAMES[2:]:  # two pictures in all
+        shutil.copyfile(root / NAMES[int(name[0] == "b")], root / name)
+    shutil.copyfile(root / NAMES[0], root / "a/more.png")
+    limits = {"max_train": 6, "max_test": 4}
+    dataset = prepare(root, labels="none", keep_decoded=keep_decoded, **limits)
+    assert len(dataset.train) <= 6
+    assert len(dataset.test) <= 4
+    assert len(dataset.train.images[:]) == len(dataset.train)
+    assert dataset.copies.get("tested", 0) == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vitdc.artifacts import Dataset
 from vitdc.config import DataConfig
@@ -81,13 +84,15 @@ def test_labels_come_from_a_table_among_the_objects(s3_server, bucket, write_ima
     assert message.startswith("data.labels_file: x.csv: no such object")
 
 
-def test_listing_goes_on_after_the_first_page(s3_server, bucket, write_images, tmp_path):
-    content = (write_images("0.png") / "0.png").read_bytes()
+def test_listing_goes_on_after_the_first_page(s3_server, bucket, tmp_path):
     client = s3_server.client()
     with ThreadPoolExecutor(8) as executor:
         for index in range(1005):  # a page has 1,000
+            pixels = np.random.default_rng(index).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
+            body = content.getvalue()
             key = f"many/{index:04}.png"
-            executor.submit(client.put_object, Bucket=bucket, Key=key, Body=content)
+            executor.submit(client.put_object, Bucket=bucket, Key=key, Body=body)
     url = s3_server.endpoint_url
     dataset = prepare(tmp_path / "out", source="s3://photos/many", endpoint_url=url, max_train=20)
     assert (len(dataset.train), len(dataset.test)) == (20, 201)

@@ -202,6 +202,7 @@ def test_vitdc_run_goes_from_digits_without_all_labels_to_a_report(
     params = {
         **toys.SMALL_PARAMS,
         "data": {**toys.SMALL_PARAMS["data"], **labels},  # type: ignore[dict-item]
+        "clustering": {**toys.SMALL_PARAMS["clustering"], "num_clusters": 10},  # type: ignore[dict-item]
         "tracking": {"enabled": False},
     }
     Path("params.yaml").write_text(yaml.safe_dump(params))

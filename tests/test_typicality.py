@@ -263,7 +263,7 @@ def test_a_digits_model_is_unsure_of_clothes(tmp_path: Path) -> None:
     )
     predictor = Predictor.load(model, params.compute)
     clothes = read_idx(FASHION / "t10k-images-idx3-ubyte.gz", "images-idx3")[:1000, ..., None]
-    assert predictor.predict(resized(clothes, (8, 8, 1))).unsure.mean() > 0.6
+    assert predictor.predict(resized(clothes, (8, 8, 1), params.data)).unsure.mean() > 0.6
     digits = Dataset.load(tmp_path / "dataset").test.images
     held_out = predictor.clustering.test.atypicality
     half = limit(held_out[::2], rate=UNSURE_RATE)  # the other half has no part in it

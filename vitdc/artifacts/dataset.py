@@ -222,7 +222,7 @@ class DatasetWriter:
         self,
         directory: Path,
         image_shape: tuple[int, int, int],
-        files: Mapping[str, Any] | None,
+        files: Mapping[str, Any] | None = None,
     ) -> None:
         self.metadata: dict[str, Any] = {}
         self._directory, self._image_shape, self._files = directory, image_shape, files

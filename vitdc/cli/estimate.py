@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,14 +46,14 @@ def command(num_images: int | None, params_file: Path, overrides: tuple[str, ...
     if num_images is not None:
         num_test = round(num_images * num_test / (num_train + num_test))
         num_train = num_images - num_test
-    logging.getLogger("vitdc").setLevel(logging.WARNING)
-    needs = estimate.measure(
-        params,
-        image_shape=source.image_shape,
-        num_train=num_train,
-        num_test=num_test,
-        supervision=_supervision(source, params.data),
-    )
+    with _quiet():
+        needs = estimate.measure(
+            params,
+            image_shape=source.image_shape,
+            num_train=num_train,
+            num_test=num_test,
+            supervision=_supervision(source, params.data),
+        )
     most = params.convergence.max_rounds
     height, width, channels = source.image_shape
     click.echo(f"{num_train} training and {num_test} test images of {height}x{width}x{channels}")
@@ -65,6 +67,18 @@ def command(num_images: int | None, params_file: Path, overrides: tuple[str, ...
     total = estimate.size(estimate.total_memory())
     click.echo(f" memory: about {estimate.size(needs.memory)}; this machine has {total}")
     click.echo("not counted: reading and decoding images, k-means or UMAP, the evaluation")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Say nothing of trainings that only measure."""
+    ours = logging.getLogger("vitdc")
+    level = ours.level
+    ours.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
 
 
 def _count(source: Source, config: DataConfig) -> tuple[int, int]:

@@ -71,6 +71,7 @@ class Written:
         is_test: (N,) bool: on which side each is to be.
         groups: (N,) number of its group of copies.
         rows: (N,) its place among all images of the source, which are in the order of their names.
+        is_left_out: (N,) bool: whether a limit of its side leaves it out.
     """
 
     names: np.ndarray
@@ -78,19 +79,24 @@ class Written:
     is_test: np.ndarray
     groups: np.ndarray
     rows: np.ndarray
+    is_left_out: np.ndarray
 
     def is_across(self) -> np.ndarray:
         """(N,) whether an image is tested and has a copy among the training images."""
-        return self.is_test & np.isin(self.groups, self.groups[~self.is_test])
+        trained = ~self.is_test & ~self.is_left_out
+        tested = self.is_test & ~self.is_left_out
+        across: np.ndarray = tested & np.isin(self.groups, self.groups[trained])
+        return across
 
     def counts(self) -> dict[str, int]:
         """As `Dataset.copies`; empty if there are none."""
-        num_groups = len(np.unique(self.groups))
-        if num_groups == len(self.groups):
+        groups, labels = self.groups[~self.is_left_out], self.labels[~self.is_left_out]
+        num_groups = len(np.unique(groups))
+        if num_groups == len(groups):
             return {}
-        classes = np.unique(np.stack([self.groups, self.labels])[:, self.labels >= 0], axis=1)
+        classes = np.unique(np.stack([groups, labels])[:, labels >= 0], axis=1)
         return {
-            "images": len(self.groups) - num_groups,
+            "images": len(groups) - num_groups,
             "tested": int(self.is_across().sum()),
             "ambiguous": int((np.unique(classes[0], return_counts=True)[1] > 1).sum()),
         }
@@ -103,7 +109,7 @@ class Written:
         """
         order, num_train = np.argsort(self.rows, kind="stable"), len(images[0])
         for split, is_test in (("train", False), ("test", True)):
-            chosen = order[self.is_test[order] == is_test]
+            chosen = order[(self.is_test[order] == is_test) & ~self.is_left_out[order]]
             for start in range(0, len(chosen), BATCH_SIZE):
                 part = chosen[start : start + BATCH_SIZE]
                 pixels = [images[0][i] if i < num_train else images[1][i - num_train] for i in part]

@@ -172,7 +172,7 @@ class FileSource:
         is_test = np.repeat([False, True], [len(part) for part in thumbnails])
         groups = self._copies.groups(*thumbnails)
         names = np.array(self._written, dtype=object)
-        return Written(names, self._labels[rows], is_test, groups, rows)
+        return Written(names, self._labels[rows], is_test, groups, rows, np.zeros(len(rows), bool))
 
     def redraw(self, written: Written) -> bool:
         """Draw another split that keeps copies together, where the first one does not.
@@ -200,6 +200,12 @@ class FileSource:
         )
         written.is_test[:] = False
         written.is_test[order[test]] = True
+        limits = ((False, config.max_train), (True, config.max_test))
+        for is_test, limit in limits if config.pages == "first" else ():  # they count files
+            side = np.flatnonzero(written.is_test == is_test)
+            names, labels = written.names[side].tolist(), written.labels[side]
+            kept = subset(names, labels, limit=limit, seed=config.seed)
+            written.is_left_out[np.delete(side, kept)] = True
         if not len(test):
             logger.warning(
                 "%s: the images of a class are all copies of each other, so nothing is held out;"
