@@ -56,7 +56,11 @@ PICTURES_LOADED = """async () => {
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of the digits."""
     folder = tmp_path_factory.mktemp("explore")
-    params = {**toys.SMALL_PARAMS, "tracking": {"enabled": False}}
+    params = {
+        **toys.SMALL_PARAMS,
+        "clustering": {"num_clusters": 10, "num_restarts": 2},
+        "tracking": {"enabled": False},
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     command = [sys.executable, "-c", PROGRAM, "run", "--output", "run"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
