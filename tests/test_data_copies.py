@@ -66,8 +66,8 @@ def test_identical_images_are_on_one_side_and_counted(tmp_path: Path) -> None:
     assert len(dataset.test) == 12
     assert dataset.copies == {"images": 31, "tested": 0, "ambiguous": 1}
     (concern,) = data_concerns(dataset)
-    assert concern.startswith("31 images are copies of others, identical or nearly so, on the same")
-    assert concern.endswith("1 pictures are in more than one class.")
+    assert concern.startswith("Copies of other images, identical or nearly so: 31, each on")
+    assert concern.endswith("Pictures that are in more than one class: 1.")
 
 
 def test_a_split_that_was_drawn_again_is_as_sound_as_another(tmp_path: Path) -> None:
@@ -117,7 +117,10 @@ def test_copies_are_not_moved_in_a_given_split_or_on_request_but_told(
     dataset = prepare(root, **options)
     tested = dataset.copies["tested"]
     assert tested == 8 if given == "folders" else 0 < tested < 8
-    said = f"8 images are copies of others, identical or nearly so; {tested} test images have one"
+    said = (
+        "Copies of other images, identical or nearly so: 8; test images with one among the"
+        f" training images, which flatters the test scores: {tested}."
+    )
     assert any(each.startswith(said) for each in data_concerns(dataset))
 
 

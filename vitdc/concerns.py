@@ -45,16 +45,16 @@ def data_concerns(dataset: Dataset) -> list[str]:
 def _copy_concerns(copies: Mapping[str, int]) -> list[str]:
     if not copies:
         return []
-    text = f"{copies['images']} images are copies of others, identical or nearly so"
+    text = f"Copies of other images, identical or nearly so: {copies['images']}"
     if copies["tested"]:
         text += (
-            f"; {copies['tested']} test images have one among the training images, which flatters"
-            " the test scores. data.split=random with data.copies=together keeps them together."
+            f"; test images with one among the training images, which flatters the test scores:"
+            f" {copies['tested']}. data.split=random with data.copies=together keeps them together."
         )
     else:
-        text += ", on the same side of the split."
+        text += ", each on the side of the split that the other is on."
     if copies["ambiguous"]:
-        text += f" {copies['ambiguous']} pictures are in more than one class."
+        text += f" Pictures that are in more than one class: {copies['ambiguous']}."
     return [text]
 
 
