@@ -420,6 +420,22 @@ def test_run_refuses_what_cannot_follow_before_it_decodes_an_image(
     assert not Path("here/dataset").exists()
 
 
+def test_a_run_that_was_interrupted_in_the_rounds_does_not_train_round_0_again(
+    vitdc: Vitdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["-S", "data.max_train=20", "-S", "data.max_test=10", "-S", "convergence.max_rounds=1"]
+    assert vitdc("run", "--output", "whole", *small) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("vitdc.loop.refine", toys.interrupt)
+        assert vitdc("run", "--output", "cut", *small) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("vitdc.objectives.choose_initial", None)  # the initial training needs it
+        assert vitdc("run", "--output", "cut", *small) == 0
+    assert contents(Path("cut/results")) == contents(Path("whole/results"))
+    assert vitdc("run", "--output", "cut", "-S", "seed=1", *small) == 0
+    assert contents(Path("cut/results")) != contents(Path("whole/results"))
+
+
 def test_reuse_takes_round_0_of_an_earlier_run_and_changes_no_result(
     vitdc: Vitdc, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +15,11 @@ from vitdc.cli.options import PARAMS_OPTIONS
 from vitdc.cli.steps import check_source, evaluate, execute, pretrain, refine
 
 if TYPE_CHECKING:
+    from vitdc.artifacts import Checkpoint
+    from vitdc.config import Params
     from vitdc.data.sources import Source
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("run", params=[*PARAMS_OPTIONS])
@@ -67,7 +74,7 @@ def command(
             steps.check_reusable(round_0["checkpoint"], dataset=dataset, params=params)
         else:
             made = {**training, "output": pretrained}
-            pretrain(steps.pretrain, params, made, preparation=preparation)
+            pretrain(_once(steps.pretrain, params), params, made, preparation=preparation)
         refine(loop.refine, params, {**training, **round_0, "output": rounds})
         evaluate(
             steps.evaluate,
@@ -75,3 +82,21 @@ def command(
             {"dataset": dataset, "rounds": rounds, "output": output / "results"},
         )
         artifacts.remove(scratch)
+
+
+def _once(train: Callable[..., Checkpoint], params: Params) -> Callable[..., Checkpoint]:
+    """The initial training, or its result where an interrupted run had come that far."""
+    from vitdc import steps
+    from vitdc.artifacts import Checkpoint
+
+    @wraps(train)
+    def trained(*, dataset: Path, output: Path, **others: Any) -> Checkpoint:
+        try:
+            steps.check_reusable(output, dataset=dataset, params=params)
+            found = Checkpoint.load(output)
+        except (OSError, ValueError):  # none there, or another one
+            return train(dataset=dataset, output=output, **others)
+        logger.info("pretrain: taken from %s, of the same images and parameters", output)
+        return found
+
+    return trained
