@@ -33,7 +33,6 @@ from vitdc.data.pixels import Pixels
 from vitdc.data.s3 import Bucket
 from vitdc.errors import InputError
 from vitdc.inference import (
-    Ahead,
     Listing,
     default_threads,
     list_images,
@@ -41,6 +40,7 @@ from vitdc.inference import (
     wanted_pixels,
 )
 from vitdc.prediction import UNSURE_RATE, Predictor
+from vitdc.read_ahead import Ahead
 
 MAIN = "from vitdc.cli import main; main()"
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from vitdc.artifacts import SplitEmbeddings
 from vitdc.errors import TrainingError
-from vitdc.inference import Ahead
 from vitdc.model import DeepClusteringViT, images_to_tensor, to_tensor
 from vitdc.objectives.supervised import cross_entropy_per_image
 from vitdc.progress import progress_bar
+from vitdc.read_ahead import Ahead
 
 
 @torch.inference_mode()

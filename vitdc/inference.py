@@ -18,9 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Semaphore, Thread
-from typing import ClassVar, Generic, NamedTuple, TextIO, TypeVar
+from typing import ClassVar, NamedTuple, TextIO
 
 import numpy as np
 
@@ -35,6 +33,7 @@ from vitdc.data.s3 import SCHEME, Bucket
 from vitdc.data.statistics import Oddities, histograms
 from vitdc.errors import InputError
 from vitdc.prediction import Prediction, Predictor, find_model_directory, is_results
+from vitdc.read_ahead import Ahead
 
 MODEL_SCHEMES = ("models:/", "runs:/")  # of MLflow
 HEADER = ("image", "cluster", "name", "distance", "margin", "unsure")
@@ -42,8 +41,6 @@ BATCH_VALUES = 2**24  # pixels times channels of a batch, at most
 BATCHES_AHEAD = 2  # decoded and waiting for the model
 NOT_UTF8 = Unreadable("its name is not UTF-8; rename it")  # the table could not hold it
 SMALL_MODEL = 4 * 2**20  # bytes of weights, about a million parameters
-
-Item = TypeVar("Item")
 
 
 # --- what is asked for ---------------------------------------------------------------------------
@@ -273,59 +270,6 @@ def _files(listings: Iterable[Listing], pixels: Pixels) -> Iterator[list[File]]:
             for names in _names([listing], pixels):
                 chunk = zip(names, islice(files, len(names)), strict=True)
                 yield [file if is_text(name) else NOT_UTF8 for name, file in chunk]
-
-
-class Ahead(Generic[Item]):
-    """Draws items from a generator in a thread, a bounded way ahead of who iterates over this.
-
-    The thread starts with the block and ends with it, and closes the generator.
-
-    Args:
-        items: The generator.
-        limit: How many items it may be ahead.
-        on_stop: Called at the end of the block, before it waits for the item that is being made.
-    """
-
-    def __init__(
-        self,
-        items: Generator[Item],
-        *,
-        limit: int,
-        on_stop: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._items, self._room, self._on_stop = items, Semaphore(limit), on_stop
-        self._results: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
-        self._stopped = False
-        self._thread = Thread(target=self._draw, daemon=True)  # a second Ctrl-C does not wait
-
-    def __enter__(self) -> Iterator[Item]:
-        self._thread.start()
-        return self._iterate()
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        self._on_stop()
-        self._room.release()
-        self._thread.join()
-
-    def _iterate(self) -> Iterator[Item]:
-        while (result := self._results.get()) is not None:
-            if isinstance(result, BaseException):
-                raise result
-            yield result[0]
-            self._room.release()
-
-    def _draw(self) -> None:
-        try:
-            with closing(self._items) as items:
-                for item in items:
-                    self._room.acquire()
-                    if self._stopped:
-                        return
-                    self._results.put((item,))
-            self._results.put(None)
-        except BaseException as error:  # raised where the items are wanted
-            self._results.put(error)
 
 
 # --- batches to rows -----------------------------------------------------------------------------
