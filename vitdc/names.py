@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Control characters, separators of lines, marks that turn the direction of text, bytes that are no
 # UTF-8 (os.fsdecode)
@@ -24,6 +24,12 @@ def find_twins(names: Iterable[str]) -> tuple[str, str] | None:
         if first != name:
             return first, name
     return None
+
+
+def listed(texts: Sequence[str], most: int, *, separator: str = ", ") -> str:
+    """The first `most` of some texts for a message, and how many more there are."""
+    rest = len(texts) - most
+    return separator.join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def printable(text: str) -> str:

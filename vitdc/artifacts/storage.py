@@ -87,10 +87,12 @@ def _partial(path: Path) -> Path:
 
 def _is_mount(path: Path) -> bool:
     """Unlike `Path.is_mount`, also for a folder that is mounted from the same file system."""
+    if not path.is_dir():
+        return False
     import psutil
 
     mounts = (partition.mountpoint for partition in psutil.disk_partitions(all=True))
-    return path.is_dir() and str(path.resolve()) in mounts
+    return str(path.resolve()) in mounts
 
 
 def _exchange(path: Path, partial: Path) -> None:

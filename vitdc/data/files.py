@@ -30,7 +30,7 @@ from vitdc.data.sampling import split_train_test, subset
 from vitdc.data.sources import Batch
 from vitdc.data.table import Table, read_table
 from vitdc.errors import InputError
-from vitdc.names import find_twins, normal_form
+from vitdc.names import find_twins, listed, normal_form
 from vitdc.progress import progress_bar
 
 DEFAULT_CHANNELS = 3
@@ -274,8 +274,8 @@ class FileSource:
         )
 
     def _list_unreadable(self) -> str:
-        listed = [f"{name} ({reason})" for name, reason in self._unreadable[:MAX_LISTED]]
-        return "; ".join(listed) + _and_more(self.num_unreadable - len(listed))
+        described = [f"{name} ({reason})" for name, reason in self._unreadable]
+        return listed(described, MAX_LISTED, separator="; ")
 
 
 def pixels_of(config: DataConfig) -> Pixels:
@@ -370,8 +370,8 @@ def read_layout(store: Store, config: DataConfig) -> Layout:
     Raises:
         InputError: There are no images, the layout is ambiguous, or a name cannot be written.
     """
-    listed = [name for name in store.names() if name != config.labels_file]
-    names = select_images(listed, store.location)
+    found = [name for name in store.names() if name != config.labels_file]
+    names = select_images(found, store.location)
     check_encoding(names, store.location)
     keeps_all = config.split == "auto" and not config.test_fraction
     split = "random" if keeps_all else config.split
@@ -495,8 +495,10 @@ def _skipped(folders: Counter[str]) -> str:
     if not folders:
         return ""
     named = [f"{folder} ({number})" for folder, number in sorted(folders.items())]
-    listed = ", ".join(named[:MAX_LISTED]) + _and_more(len(named) - MAX_LISTED)
-    return f"skipped {folders.total()} images in folders that are never a class: {listed}"
+    return (
+        f"skipped {folders.total()} images in folders that are never a class:"
+        f" {listed(named, MAX_LISTED)}"
+    )
 
 
 def check_encoding(names: Sequence[str], location: str) -> None:
@@ -522,7 +524,7 @@ def is_text(name: str) -> bool:
 def _examples(names: Sequence[str], number: int = 3) -> str:
     if not names:
         return ""
-    return f" ({', '.join(names[:number])}{_and_more(len(names) - number)})"
+    return f" ({listed(names, number)})"
 
 
 def _and_more(number: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from vitdc.errors import InputError
+from vitdc.names import listed
 
 Role = Literal["train", "validation", "test", "predict", "part"]
 Side = Literal["train", "test"]
@@ -176,9 +177,11 @@ def read_folders(
             )
     if found is None:
         if split == "folders":
+            folders = _folders(paths, start)
+            shown = f" ({_list(folders)})" if folders else ""
             raise InputError(
                 f"{location}: data.split: folders, but no folders look like splits"
-                f"{_examples(_folders(paths, start))}; name them train and test, or give every"
+                f"{shown}; name them train and test, or give every"
                 " image its split in a table (data.labels_file)"
             )
         classes = [_class(path, start) for path in paths]
@@ -356,9 +359,4 @@ def _stray(
 
 
 def _list(names: Sequence[str]) -> str:
-    rest = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _examples(names: Sequence[str]) -> str:
-    return f" ({_list(names)})" if names else ""
+    return listed(names, MAX_LISTED)

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from vitdc.data.decoding import File, Unreadable
 from vitdc.data.layout import Side, role_of
 from vitdc.errors import InputError
-from vitdc.names import normal_form
+from vitdc.names import listed, normal_form
 
 COLUMNS = ("file", "label", "split", "group")
 MAX_LISTED = 5  # lines in a message
@@ -216,5 +216,4 @@ def _key(name: str) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    rest = len(texts) - MAX_LISTED
-    return "; ".join(texts[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return listed(texts, MAX_LISTED, separator="; ")
