@@ -9,13 +9,13 @@ Fashion-MNIST are 44, each of one class and alike to the eye.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from vitdc.artifacts.dataset import image_digests
 from vitdc.data.sources import Batch
 from vitdc.typicality import thumbnails
 
@@ -32,12 +32,11 @@ class Copies:
     """Collects what tells copies, of one image after the other."""
 
     def __init__(self) -> None:
-        self._digests: list[bytes] = []
+        self._digests: list[int] = []
 
     def update(self, images: np.ndarray) -> None:
         """Add the next (n, H, W, C) uint8."""
-        contiguous = np.ascontiguousarray(images)
-        self._digests += [hashlib.blake2b(i.data, digest_size=16).digest() for i in contiguous]
+        self._digests += image_digests(images).tolist()
 
     def groups(self, *pictures: np.ndarray) -> np.ndarray:
         """(N,) number of the group of every image; copies share one.
@@ -50,7 +49,7 @@ class Copies:
         from scipy.sparse.csgraph import connected_components
         from threadpoolctl import threadpool_limits
 
-        numbers: dict[bytes, int] = {}
+        numbers: dict[int, int] = {}
         exact = np.array([numbers.setdefault(each, len(numbers)) for each in self._digests], int)
         rows = np.unique(exact, return_index=True)[1]  # the first image of every group
         with threadpool_limits(limits=1):  # the products are small
